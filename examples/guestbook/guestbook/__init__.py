@@ -1,0 +1,1 @@
+"""A guestbook: the small, real service that the toolkit bakes, rolls and tests."""

@@ -1,0 +1,135 @@
+"""Which inputs a layer has, and why it must be built. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from toolkit.bake.manifest import SealedLayer
+from toolkit.project.model import BaseSpec
+from toolkit.state import canonical_json
+
+BASE_LAYER = "os"
+
+BASE_PACKAGES = (
+    "ca-certificates",
+    "dbus",
+    "initramfs-tools",
+    "iproute2",
+    "kmod",
+    "linux-image-cloud-amd64",
+    "python3",
+    "python3-apt",
+    "systemd",
+    "systemd-sysv",
+    "udev",
+    "zstd",
+)
+"""What every machine needs: an init, a kernel to boot as a virtual machine, and a Python for
+Ansible (`python3-minimal` is not enough for its modules)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What happens to one layer.
+
+    Attributes:
+        name: The layer's name.
+        key: Digest over the inputs.
+        inputs: Input name to digest or text.
+        is_reused: Whether the store has it.
+        changed: Names of the inputs that differ from the layer of the previous image; empty for
+            one that is reused or was never baked before.
+    """
+
+    name: str
+    key: str
+    inputs: Mapping[str, str]
+    is_reused: bool
+    changed: tuple[str, ...]
+
+    @property
+    def reason(self) -> str:
+        """Why it is built or not, for people."""
+        if self.is_reused:
+            return "unchanged"
+        if self.changed:
+            return f"changed: {', '.join(self.changed)}"
+        return "never baked before"
+
+
+def base_inputs(base: BaseSpec, *, toolkit_files: str, refresh: str) -> dict[str, str]:
+    """Return the inputs of the operating system's layer.
+
+    Args:
+        base: The project's choice.
+        toolkit_files: Digest of the toolkit's own files that go into it or decide about it.
+        refresh: A text that changes when the packages are to be fetched anew.
+    """
+    return {
+        "suite": base.suite,
+        "mirror": base.mirror or "default",
+        "packages": " ".join(sorted({*BASE_PACKAGES, *base.packages})),
+        "toolkit": toolkit_files,
+        "refresh": refresh,
+    }
+
+
+def layer_inputs(
+    *,
+    below: str,
+    role_files: str,
+    playbook: str,
+    variables: Mapping[str, object],
+    source: Mapping[str, str],
+    tools: str,
+    toolkit_files: str,
+) -> dict[str, str]:
+    """Return the inputs of a role's layer.
+
+    Args:
+        below: Digest of the sealed layer below.
+        role_files: Digest of the Ansible role, without its tests.
+        playbook: Digest of the playbook that applies it.
+        variables: Extra variables.
+        source: Path of the service's source to the digest of its content.
+        tools: Versions of the tools that build and seal.
+        toolkit_files: Digest of the toolkit's own files that decide about a layer.
+    """
+    inputs = {
+        "layer below": below,
+        "role files": role_files,
+        "playbook": playbook,
+        "variables": hashlib.sha256(canonical_json(dict(variables))).hexdigest(),
+        "tools": tools,
+        "toolkit": toolkit_files,
+    }
+    return inputs | {f"source {path}": digest for path, digest in source.items()}
+
+
+def layer_key(name: str, inputs: Mapping[str, str]) -> str:
+    """Return the key under which the store finds a layer again."""
+    return hashlib.sha256(canonical_json({"name": name, "inputs": dict(inputs)})).hexdigest()
+
+
+def decide(
+    name: str,
+    inputs: Mapping[str, str],
+    *,
+    found: SealedLayer | None,
+    previous: SealedLayer | None,
+) -> Decision:
+    """Decide about one layer.
+
+    Args:
+        name: The layer's name.
+        inputs: Its inputs now.
+        found: The layer that the store has under these inputs.
+        previous: The layer of this name in the role's previous image.
+    """
+    changed: tuple[str, ...] = ()
+    if found is None and previous is not None:
+        names = [*inputs, *(old for old in previous.inputs if old not in inputs)]
+        changed = tuple(n for n in names if inputs.get(n) != previous.inputs.get(n))
+    return Decision(name, layer_key(name, inputs), inputs, found is not None, changed)

@@ -1,0 +1,290 @@
+"""Bake: from a project and a commit to a release in the store."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from toolkit import shell
+from toolkit.bake import plan
+from toolkit.bake.manifest import SealedLayer, image_manifest, release_manifest
+from toolkit.bake.plan import BASE_LAYER, Decision
+from toolkit.errors import BakeFailed, OutsideError
+from toolkit.model import Image, Release
+from toolkit.progress import Progress, step
+from toolkit.project.model import LayerSpec, Project, RoleSpec
+from toolkit.project.source import Checkout, digest_files
+from toolkit.state import State, canonical_json, make_private
+from toolkit.store.local import LocalStore
+
+PACKAGE = Path(__file__).parent.parent
+DECIDING_FILES = (
+    "bake/base.py",
+    "bake/builder.py",
+    "bake/seal.py",
+    "ansible/plugins/connection/toolkit_nsenter.py",
+)
+"""The toolkit's own files that decide what is in a layer."""
+
+BASE_FILES = ("bake/base.py", "bake/seal.py", "bake/initramfs")
+
+TOOL_PACKAGES = ("erofs-utils", "systemd-container")
+UNBAKED = ("smoke", "molecule", "README.md", "meta/secrets.yml")
+"""Parts of a role that do not go into an image."""
+
+PARALLEL_IMAGES = 2
+
+Outcome = tuple[SealedLayer, Decision]
+
+
+@dataclass(frozen=True, slots=True)
+class BakedRelease:
+    """What a bake made.
+
+    Attributes:
+        release: The release in the store.
+        images: Its images, by role.
+        decisions: Role to what happened to each of its layers, bottom first.
+    """
+
+    release: Release
+    images: Mapping[str, Image]
+    decisions: Mapping[str, tuple[Decision, ...]]
+
+
+class Bake:
+    """One bake of some roles of a project.
+
+    Args:
+        project: What to bake.
+        checkout: The service's source at its commit.
+        store: Where layers are found and kept.
+        state: Where scratch files go.
+        progress: Hears of every layer.
+        project_commit: Commit of the project's own repository, if it is in one.
+        is_project_dirty: Whether roles or playbooks have uncommitted changes.
+    """
+
+    def __init__(
+        self,
+        project: Project,
+        checkout: Checkout,
+        *,
+        store: LocalStore,
+        state: State,
+        progress: Progress,
+        project_commit: str | None,
+        is_project_dirty: bool,
+    ) -> None:
+        self._project = project
+        self._checkout = checkout
+        self._store = store
+        self._state = state
+        self._progress = progress
+        self._project_commit = project_commit
+        self._is_dirty = checkout.is_dirty or is_project_dirty
+        self._lock = threading.Lock()
+        self._layers: dict[bytes, Future[Outcome]] = {}
+
+    def explain(self, roles: Sequence[RoleSpec]) -> Mapping[str, tuple[Decision, ...]]:
+        """Return what a bake would do with each layer, without doing it."""
+        return {role.name: tuple(self._explain_image(role)) for role in roles}
+
+    def run(self, roles: Sequence[RoleSpec]) -> BakedRelease:
+        """Bake the roles and store them as a release.
+
+        Raises:
+            BakeFailed: A layer could not be made; no image of this bake is in the store.
+        """
+        sealed: dict[str, list[SealedLayer]] = {}
+        decisions: dict[str, tuple[Decision, ...]] = {}
+        with ThreadPoolExecutor(PARALLEL_IMAGES) as pool:
+            waiting = {role.name: pool.submit(self._image_layers, role) for role in roles}
+            failures = [f.exception() for f in waiting.values() if f.exception()]
+        for failure in failures:
+            if failure is not None:
+                raise failure
+        for name, future in waiting.items():
+            results = future.result()
+            sealed[name] = [layer for layer, _ in results]
+            decisions[name] = tuple(decision for _, decision in results)
+        images = {role.name: self._put_image(role, sealed[role.name]) for role in roles}
+        release = self._store.put_release(
+            release_manifest(
+                service=self._project.name,
+                commit=self._checkout.commit,
+                project_commit=self._project_commit,
+                is_dirty=self._is_dirty,
+                images={name: image.digest for name, image in images.items()},
+            )
+        )
+        return BakedRelease(release, images, decisions)
+
+    def _put_image(self, role: RoleSpec, layers: Sequence[SealedLayer]) -> Image:
+        paths = sorted({path for layer in role.layers for path in layer.source_paths})
+        commit = self._checkout.last_change(paths) if paths else None
+        return self._store.put_image(
+            image_manifest(role=role.name, sealed=layers, commit=commit, is_dirty=self._is_dirty)
+        )
+
+    def _image_layers(self, role: RoleSpec) -> list[Outcome]:
+        previous = self._store.previous_layers(role.name)
+        results = [self._once(b"", lambda: self._base(previous.get(BASE_LAYER)))]
+        for count, layer in enumerate(role.layers, start=1):
+            chain = canonical_json(
+                [
+                    [one.role, list(one.source_paths), dict(one.variables)]
+                    for one in role.layers[:count]
+                ]
+            )
+            below = [sealed for sealed, _ in results]
+            results.append(
+                self._once(chain, lambda: self._layer(layer, below, previous.get(layer.role)))  # noqa: B023
+            )
+        return results
+
+    def _once(self, chain: bytes, make: Callable[[], Outcome]) -> Outcome:
+        """Make a layer once, though several images share it and are baked at the same time."""
+        with self._lock:
+            future = self._layers.get(chain)
+            is_ours = future is None
+            if future is None:
+                future = self._layers[chain] = Future()
+        if is_ours:
+            try:
+                future.set_result(make())
+            except BaseException as error:
+                future.set_exception(error)
+        return future.result()
+
+    def _base(self, previous: SealedLayer | None) -> Outcome:
+        inputs = self._base_inputs()
+        decision, found = self._decide(BASE_LAYER, inputs, previous)
+        if found:
+            return found, decision
+        from toolkit.bake.base import build_base  # noqa: PLC0415 - only when it is built
+        from toolkit.bake.seal import seal  # noqa: PLC0415
+
+        with (
+            step(self._progress, f"operating system: {decision.reason}"),
+            self._scratch() as scratch,
+        ):
+            packages = build_base(self._project.base, scratch / "tree")
+            seal(scratch / "tree", scratch / "sealed", name=BASE_LAYER)
+            return self._put(decision, packages, scratch / "sealed"), decision
+
+    def _layer(
+        self, layer: LayerSpec, below: Sequence[SealedLayer], previous: SealedLayer | None
+    ) -> Outcome:
+        inputs = self._layer_inputs(layer, below[-1].layer.digest)
+        decision, found = self._decide(layer.role, inputs, previous)
+        if found:
+            return found, decision
+        from toolkit.bake.builder import applied_role  # noqa: PLC0415 - only when it is built
+        from toolkit.bake.seal import seal  # noqa: PLC0415
+
+        paths = [self._store.layer_path(one.layer.digest) for one in below]
+        with (
+            step(self._progress, f"layer {layer.role}: {decision.reason}"),
+            applied_role(
+                layer,
+                below=paths,
+                project=self._project,
+                checkout=self._checkout,
+                state=self._state,
+                progress=self._progress,
+            ) as applied,
+            self._scratch() as scratch,
+        ):
+            seal(applied.tree, scratch / "sealed", name=layer.role)
+            return self._put(decision, applied.packages, scratch / "sealed"), decision
+
+    def _explain_image(self, role: RoleSpec) -> Iterator[Decision]:
+        """Decide for each layer in turn; nothing is known above one that is to be built."""
+        previous = self._store.previous_layers(role.name)
+        decision, found = self._decide(BASE_LAYER, self._base_inputs(), previous.get(BASE_LAYER))
+        yield decision
+        for layer in role.layers:
+            below = found.layer.digest if found else ""
+            inputs = self._layer_inputs(layer, below)
+            decision, found = self._decide(layer.role, inputs, previous.get(layer.role))
+            yield decision
+
+    def _decide(
+        self, name: str, inputs: Mapping[str, str], previous: SealedLayer | None
+    ) -> tuple[Decision, SealedLayer | None]:
+        found = self._store.find_layer(plan.layer_key(name, inputs))
+        return plan.decide(name, inputs, found=found, previous=previous), found
+
+    def _base_inputs(self) -> dict[str, str]:
+        return plan.base_inputs(
+            self._project.base,
+            toolkit_files=_digest_of_files(PACKAGE, BASE_FILES),
+            refresh=self._store.refresh_mark(),
+        )
+
+    def _layer_inputs(self, layer: LayerSpec, below: str) -> dict[str, str]:
+        return plan.layer_inputs(
+            below=below,
+            role_files=_digest_of_files(
+                self._project.role_directory(layer.role), ("",), excluded=UNBAKED
+            ),
+            playbook=_digest_of_files(self._project.root / "playbooks", ("bake.yml",)),
+            variables=layer.variables,
+            source=self._checkout.digests(layer.source_paths),
+            tools=_tool_versions(),
+            toolkit_files=_digest_of_files(PACKAGE, DECIDING_FILES),
+        )
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        directory = make_private(self._state.work / f"seal-{secrets.token_hex(4)}")
+        try:
+            yield directory
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def _put(self, decision: Decision, packages: Sequence[str], file: Path) -> SealedLayer:
+        return self._store.put_layer(decision.name, decision.key, decision.inputs, packages, file)
+
+
+@cache
+def _tool_versions() -> str:
+    """Return the versions of what builds and seals a layer."""
+    try:
+        listing = shell.run(
+            ["dpkg-query", "-W", "-f", "${Package}=${Version} ", *TOOL_PACKAGES],
+            env=shell.environment(),
+            timeout_s=30,
+        ).text
+    except OutsideError as error:
+        raise BakeFailed(
+            f"the versions of the host's tools are unknown: {error.message}",
+            hint="run 'toolkit doctor' to see what is missing",
+        ) from None
+    return f"{listing}ansible-core={metadata.version('ansible-core')}"
+
+
+@cache
+def _digest_of_files(root: Path, names: tuple[str, ...], excluded: tuple[str, ...] = ()) -> str:
+    """Return a digest over files and the files below directories."""
+    files: list[str] = []
+    for name in names:
+        path = root / name
+        found = path.rglob("*") if path.is_dir() else [path]
+        files += [str(one.relative_to(root)) for one in found if one.is_file()]
+    kept = [
+        file
+        for file in sorted(files)
+        if "__pycache__" not in file
+        and not any(file == skip or file.startswith(f"{skip}/") for skip in excluded)
+    ]
+    return digest_files(root, kept)

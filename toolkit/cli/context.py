@@ -1,0 +1,143 @@
+"""What every command shares: where things are, how results are printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import click
+
+from toolkit.errors import ConfigurationError
+from toolkit.progress import JsonLines, Lines, Progress, Silence
+from toolkit.state import State
+
+if TYPE_CHECKING:
+    from toolkit.project.model import Environment, Project
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Context:
+    """Options that come before the command, and what they lead to.
+
+    Args:
+        project_root: Directory of `service.yml`.
+        state_root: The state directory.
+        is_quiet: Whether progress is left out.
+    """
+
+    def __init__(self, project_root: Path, state_root: Path, *, is_quiet: bool) -> None:
+        self.project_root = project_root
+        self.state = State(state_root)
+        self.as_json = False
+        self.is_quiet = is_quiet
+
+    @cached_property
+    def project(self) -> Project:
+        """The project; read when first asked for."""
+        from toolkit.project.load import load_project
+
+        return load_project(self.project_root)
+
+    def environment(self, name: str) -> Environment:
+        """Read an environment of the project."""
+        from toolkit.project.load import load_environment
+
+        return load_environment(self.project, name)
+
+    @cached_property
+    def progress(self) -> Progress:
+        """The observer that suits the terminal and the options."""
+        if self.is_quiet:
+            return Silence()
+        if self.as_json:
+            return JsonLines()
+        return Lines(has_colour=has_colour(sys.stderr))
+
+    def emit(self, data: object, text: str) -> None:
+        """Print a result on standard output: JSON where asked for, else text."""
+        click.echo(json.dumps(data, indent=2) if self.as_json else text)
+
+    def record(self, kind: str, **data: Any) -> None:
+        """Write an entry into the ledger."""
+        from toolkit.wiring import open_ledger
+
+        with open_ledger(self.state) as ledger:
+            ledger.append(kind, data)
+
+    def need_root(self) -> None:
+        """Refuse to go on without the rights that machines need.
+
+        Raises:
+            ConfigurationError: The user is not root.
+        """
+        if os.geteuid() != 0:
+            raise ConfigurationError(
+                "this command starts machines and network namespaces, which needs root",
+                hint="run it with sudo",
+            )
+
+
+def json_option(command: Command) -> Command:
+    """Add `--json` to a command."""
+
+    def take(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+        if value:
+            context.find_root().obj.as_json = True
+
+    return cast(
+        Command,
+        click.option(
+            "--json",
+            is_flag=True,
+            expose_value=False,
+            callback=take,
+            help="Print the result as JSON; progress becomes JSON lines.",
+        )(command),
+    )
+
+
+def has_colour(stream: Any) -> bool:
+    """Whether a stream is a terminal that wants colour (see no-color.org)."""
+    return not os.environ.get("NO_COLOR") and stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str) -> str:
+    """Return rows as aligned columns, or `empty` when there is none."""
+    if not rows:
+        return empty
+    lines = [tuple(headings), *(tuple(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def age(seconds: float) -> str:
+    """Return a duration as people say it: `12 s`, `5 min`, `3 h`, `9 d`."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{max(int(seconds), 0)} s"
+
+
+def size(count: int) -> str:
+    """Return a number of bytes as people say it."""
+    return f"{count / 1_000_000:.1f} MB"
+
+
+def short(digest: str) -> str:
+    """Return the beginning of a digest that commands accept in its place."""
+    return digest.removeprefix("sha256:")[:12]
+
+
+def fields(pairs: Mapping[str, str]) -> str:
+    """Return names and values as aligned lines."""
+    width = max(map(len, pairs)) + 1
+    return "\n".join(f"{name + ':':<{width}} {value}" for name, value in pairs.items())

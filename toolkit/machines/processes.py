@@ -1,0 +1,71 @@
+"""Tell a process from a later one that got the same number."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+START_TIME_FIELD = 19
+"""Index of `starttime` in `/proc/PID/stat` after the command's closing bracket; proc(5)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessId:
+    """A process by number and start.
+
+    Attributes:
+        pid: Its number.
+        started: Clock ticks between the host's start and its own.
+        boot: Identity of the host's start.
+    """
+
+    pid: int
+    started: int
+    boot: str
+
+    def __str__(self) -> str:
+        return f"{self.pid} {self.started} {self.boot}"
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether this very process still runs; a zombie does not."""
+        return identify(self.pid) == self
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal, unless the process has ended."""
+        if self.is_alive:
+            try:
+                os.kill(self.pid, number)
+            except ProcessLookupError:
+                pass
+
+
+def identify(pid: int) -> ProcessId | None:
+    """Return the identity of a running process, or None."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    if fields[0] in "ZX":
+        return None
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ProcessId(pid, int(fields[START_TIME_FIELD]), boot)
+
+
+def read_pid_file(path: Path) -> ProcessId | None:
+    """Return the process that a pid file names, or None without a usable file."""
+    try:
+        pid, started, boot = path.read_text().split()
+        return ProcessId(int(pid), int(started), boot)
+    except (OSError, ValueError):
+        return None
+
+
+def children(pid: int) -> list[int]:
+    """Return the direct children of a process."""
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []

@@ -1,0 +1,293 @@
+"""Boots an image's disk as a UEFI virtual machine under QEMU, on this host.
+
+The disk is opened read-only: an image's root file system writes to RAM, and a machine must not be
+able to change the image that the next one starts from.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+from toolkit import shell
+from toolkit.errors import ConfigurationError, DeadlineExceeded, OutsideError
+from toolkit.model import Secret
+
+PROGRAM = "qemu-system-x86_64"
+FIRMWARE_CODE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
+FIRMWARE_VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
+"""Debian package ovmf; without Secure Boot."""
+
+MAX_CONSOLE_BYTES = 1024 * 1024
+"""How much of the end of the console's log is searched; a machine may print without end."""
+
+_POLL_S = 0.1
+_STOP_S = 5.0
+
+_CREDENTIAL_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
+
+_EXIT_PORT = 0xF4
+_EXIT_VALUE = 0x2A
+
+
+def probe_kvm(deadline_s: float) -> bool:
+    """Tell whether guests run under KVM here, by running one.
+
+    /dev/kvm may open and a guest hang for ever all the same, for example inside a virtual machine
+    without working nested virtualisation.
+
+    Args:
+        deadline_s: How long the guest, which needs about 0.2 s, may take.
+    """
+    return os.access("/dev/kvm", os.R_OK | os.W_OK) and probe("kvm", deadline_s)
+
+
+def probe(accelerator: str, deadline_s: float) -> bool:
+    """Tell whether a guest of three instructions comes to its end under an accelerator.
+
+    Args:
+        accelerator: `kvm` or `tcg`.
+        deadline_s: How long it may take.
+    """
+    # mov al, _EXIT_VALUE; out _EXIT_PORT, al; hlt -- at the address where a processor starts.
+    program = bytes([0xB0, _EXIT_VALUE, 0xE6, _EXIT_PORT, 0xF4])
+    with tempfile.NamedTemporaryFile(prefix="toolkit-probe-") as rom:
+        rom.write((bytes(0x10000 - 16) + program).ljust(0x10000, b"\0"))
+        rom.flush()
+        try:
+            completed = shell.run(
+                [PROGRAM, "-accel", accelerator, *_BARE, "-machine", "pc", "-m", "16"]
+                + ["-bios", rom.name, "-no-reboot"]
+                + ["-device", f"isa-debug-exit,iobase={_EXIT_PORT:#x},iosize=1"],
+                env=shell.environment(),
+                timeout_s=deadline_s,
+                is_checked=False,
+            )
+        except DeadlineExceeded:
+            return False
+    # QEMU's isa-debug-exit ends with (value << 1) | 1.
+    return completed.exit_code == (_EXIT_VALUE << 1 | 1) & 0xFF
+
+
+_BARE = ("-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none")
+
+
+class QemuMachine:
+    """One virtual machine, from `__enter__` to `__exit__`.
+
+        with QemuMachine(disk, console=log, credentials=secrets, forward=(8080,)) as machine:
+            machine.wait_for_console(rb"login:", deadline_s=120)
+            httpx.get(f"http://127.0.0.1:{machine.ports[8080]}/")
+
+    It has no network unless ports are forwarded; with them it has one that answers DHCP and lets
+    nothing out. Credentials reach systemd through SMBIOS strings, over memory files: they show in
+    no argument list and are on no disk.
+
+    Args:
+        disk: Raw disk file.
+        console: Takes what the machine prints on its first serial port.
+        credentials: What the machine may know, by credential name.
+        forward: TCP ports of the machine that shall be reachable on this host's loopback.
+        memory_mib: RAM, in MiB; half of it at most holds what the machine writes.
+        processors: How many.
+        has_kvm: Whether to use KVM; see `probe_kvm`. Else plain emulation.
+    """
+
+    def __init__(
+        self,
+        disk: Path,
+        *,
+        console: Path,
+        credentials: Sequence[Secret] = (),
+        forward: Sequence[int] = (),
+        memory_mib: int = 1024,
+        processors: int = 2,
+        has_kvm: bool = False,
+    ) -> None:
+        self._disk = disk
+        self._console = console
+        self._credentials = tuple(credentials)
+        self._forward = tuple(forward)
+        self._memory_mib = memory_mib
+        self._processors = processors
+        self._accelerator = "kvm" if has_kvm else "tcg,thread=multi"
+        self._cleanup = ExitStack()
+        self._pid: int | None = None
+        self._exit_code: int | None = None
+        self._log = Path()
+        self.ports: Mapping[int, int] = {}
+
+    def __enter__(self) -> QemuMachine:
+        """Start the machine; it is not up yet when this returns.
+
+        Raises:
+            ConfigurationError: A credential's name is impossible.
+            OutsideError: QEMU or its firmware is missing.
+        """
+        try:
+            self._start()
+        except BaseException:
+            self._cleanup.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop the machine."""
+        self.stop()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether QEMU runs; a machine that powers itself off ends it."""
+        return self._pid is not None and not self._has_ended()
+
+    def wait_for_console(self, pattern: bytes, *, deadline_s: float) -> re.Match[bytes]:
+        """Wait until the console shows a regular expression.
+
+        Args:
+            pattern: Searched for in the last `MAX_CONSOLE_BYTES` of what was printed so far.
+            deadline_s: Seconds from now.
+
+        Raises:
+            DeadlineExceeded: It did not appear in time; the message has the console's end.
+            OutsideError: The machine ended without it.
+        """
+        expression = re.compile(pattern)
+        deadline = time.monotonic() + deadline_s
+        while True:
+            is_running = self.is_running
+            printed = self._printed()
+            if match := expression.search(printed):
+                return match
+            tail = printed[-1500:].decode(errors="replace")
+            if not is_running:
+                said = self._log.read_text(errors="replace").strip() if self._log.is_file() else ""
+                raise OutsideError(
+                    f"the machine of {self._disk.name} ended (QEMU's exit code {self._exit_code}) "
+                    f"before it printed {pattern!r}: {said}\n{tail}"
+                )
+            if time.monotonic() >= deadline:
+                raise DeadlineExceeded(
+                    f"the machine of {self._disk.name} did not print {pattern!r} "
+                    f"within {deadline_s:g} s; its console ends with:\n{tail}"
+                )
+            time.sleep(_POLL_S)
+
+    def stop(self) -> None:
+        """End the machine at once, as pulling the plug does, and remove what it used."""
+        if self._pid is not None:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                if self._has_ended():
+                    break
+                os.kill(self._pid, number)
+                deadline = time.monotonic() + _STOP_S
+                while not self._has_ended() and time.monotonic() < deadline:
+                    time.sleep(0.02)
+        self._cleanup.close()
+
+    def _start(self) -> None:
+        for file in (FIRMWARE_CODE, FIRMWARE_VARIABLES):
+            if not file.is_file():
+                raise OutsideError(f"{file} is missing", hint="install the package ovmf")
+        scratch = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="toolkit-")))
+        variables = scratch / "variables.fd"
+        shutil.copyfile(FIRMWARE_VARIABLES, variables)
+        self._log = scratch / "qemu.log"
+        self._console.write_bytes(b"")
+        self.ports = {port: _free_port() for port in self._forward}
+        with ExitStack() as memory_files:
+            descriptors = [
+                memory_files.enter_context(os.fdopen(_credential_file(credential), "rb")).fileno()
+                for credential in self._credentials
+            ]
+            self._pid = shell.spawn(
+                self._arguments(variables, descriptors),
+                env=shell.environment(),
+                log=self._log,
+                pass_fds=descriptors,
+            )
+            # The memory files may be closed: the child has inherited them.
+
+    def _arguments(self, variables: Path, credentials: Sequence[int]) -> list[str]:
+        console = str(self._console).replace(",", ",,")
+        arguments = [
+            *(PROGRAM, *_BARE, "-accel", self._accelerator, "-cpu", "max"),
+            # The 64-bit entry point lifts the limit of 64 KiB on all SMBIOS strings together.
+            *("-machine", "q35,pflash0=code,pflash1=variables,smbios-entry-point-type=64"),
+            *("-m", str(self._memory_mib), "-smp", str(self._processors)),
+            *("-blockdev", _blockdev("code", FIRMWARE_CODE, is_read_only=True)),
+            *("-blockdev", _blockdev("variables", variables, is_read_only=False)),
+            *("-blockdev", _blockdev("disk", self._disk, is_read_only=True)),
+            *("-device", "virtio-blk-pci,drive=disk,bootindex=0"),
+            *("-device", "virtio-rng-pci"),
+            *("-chardev", f"file,id=console,path={console}", "-serial", "chardev:console"),
+            *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny"),
+        ]
+        if self.ports:
+            forwards = "".join(
+                f",hostfwd=tcp:127.0.0.1:{here}-:{there}" for there, here in self.ports.items()
+            )
+            arguments += ["-netdev", f"user,id=network,restrict=on{forwards}"]
+            arguments += ["-device", "virtio-net-pci,netdev=network,romfile="]
+        for descriptor in credentials:
+            arguments += ["-smbios", f"type=11,path=/dev/fd/{descriptor}"]
+        return arguments
+
+    def _has_ended(self) -> bool:
+        """Reap QEMU if it has ended; until then its process id cannot belong to another."""
+        if self._exit_code is None and self._pid is not None:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            if pid:
+                self._exit_code = os.waitstatus_to_exitcode(status)
+        return self._exit_code is not None
+
+    def _printed(self) -> bytes:
+        with self._console.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - MAX_CONSOLE_BYTES))
+            return file.read(MAX_CONSOLE_BYTES)
+
+
+def _blockdev(name: str, file: Path, *, is_read_only: bool) -> str:
+    return json.dumps(
+        {
+            "driver": "raw",
+            "node-name": name,
+            "read-only": is_read_only,
+            "file": {"driver": "file", "filename": str(file)},
+        }
+    )
+
+
+def _credential_file(credential: Secret) -> int:
+    """Return a memory file with the SMBIOS string that systemd reads a credential from."""
+    if not _CREDENTIAL_NAME.fullmatch(credential.name) or credential.name in {".", ".."}:
+        raise ConfigurationError(f"'{credential.name}' cannot be the name of a credential")
+    encoded = base64.b64encode(credential.reveal())
+    descriptor = os.memfd_create("credential")
+    os.fchmod(descriptor, 0o600)
+    os.write(
+        descriptor, b"io.systemd.credential.binary:%s=%s" % (credential.name.encode(), encoded)
+    )
+    return descriptor
+
+
+def _free_port() -> int:
+    with socket.socket() as probe_socket:
+        probe_socket.bind(("127.0.0.1", 0))
+        port: int = probe_socket.getsockname()[1]
+        return port

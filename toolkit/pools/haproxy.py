@@ -1,0 +1,359 @@
+"""The HAProxy process of one environment: start, reload and stop it, and find it again.
+
+It runs in the host's own namespace and enters the environment's for internal frontends and for
+machines. All it has lies in one directory, through which any later command finds it again:
+
+    haproxy.cfg     configuration
+    haproxy.pid     process id of the master, when it was started, in which boot of the host
+    haproxy.log     what it printed since it was started
+    admin.sock      commands to the worker
+    master.sock     commands to the master, and through it to workers that a reload has replaced
+    servers.state   addresses and states of all slots, as they were after the last change
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from toolkit import shell
+from toolkit.errors import ConfigurationError, DeadlineExceeded, OutsideError
+from toolkit.pools import haproxy_config, haproxy_socket
+from toolkit.pools.haproxy_socket import HaproxySocket, Processes
+
+_START_TIMEOUT_S: Final = 15.0
+"""Measured: 0.1 s to start and 0.2 s to reload on an idle host; the rest is for a busy one."""
+
+_POLL_S: Final = 0.01
+_KILL_TIMEOUT_S: Final = 5.0
+_MAX_SOCKET_PATH_BYTES: Final = 107
+_SOCKET_SUFFIX_BYTES: Final = 16
+"""HAProxy binds a socket under its name, its process id and `.tmp` before it renames it."""
+
+_EMPTY_STATE = "1\n"
+
+
+class HaproxyProcess:
+    """The HAProxy of one environment; at most one command changes it at a time.
+
+    Args:
+        directory: Belongs to this HAProxy alone; the same as in its configuration. Its path must
+            leave room for a Unix socket.
+
+    Raises:
+        ConfigurationError: The path is too long.
+    """
+
+    def __init__(self, *, directory: Path) -> None:
+        self.directory = directory
+        self._config = directory / "haproxy.cfg"
+        self._pid_file = directory / "haproxy.pid"
+        self._log = directory / "haproxy.log"
+        self._state_file = haproxy_config.state_file(directory)
+        self.admin = HaproxySocket(haproxy_config.admin_socket(directory))
+        self._master = HaproxySocket(directory / "master.sock")
+        room = _MAX_SOCKET_PATH_BYTES - _SOCKET_SUFFIX_BYTES
+        if len(os.fsencode(self._master.path)) > room:
+            raise ConfigurationError(
+                f"{directory} is too long a path for the balancer's sockets",
+                hint=f"choose a state directory that is shorter, {room} bytes with everything",
+            )
+
+    def is_running(self) -> bool:
+        """Whether the process that was started last is still there."""
+        return self._pid() is not None
+
+    def ensure(self, config_text: str) -> None:
+        """Have HAProxy run with this configuration; every slot stays as it is.
+
+        Raises:
+            ConfigurationError: A public port is taken.
+            OutsideError: HAProxy refused; the message has its own words.
+        """
+        if not self.is_running():
+            self.start(config_text)
+        elif self._loaded_digest() != _digest(config_text):
+            self._reload(config_text)
+
+    def start(self, config_text: str) -> None:
+        """Start HAProxy and wait until it takes commands; slots are as they were last.
+
+        What an earlier one has left behind, be it processes, sockets or files, does no harm.
+
+        Raises:
+            ConfigurationError: A public port is taken.
+            OutsideError: HAProxy refused; the message has its own words.
+        """
+        if self.is_running():
+            raise OutsideError(f"haproxy in {self.directory} is already running")
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._end_leftovers()
+        _check_ports(haproxy_config.public_addresses(config_text))
+        if not self._state_file.exists():
+            _write(self._state_file, _EMPTY_STATE)
+        self._install(config_text)
+        pid = shell.spawn(
+            ["haproxy", "-W", "-S", f"{self._master.path},mode,600", "-f", self._config],
+            env=shell.environment(),
+            log=self._log,
+            cwd=self.directory,
+        )
+        _write(self._pid_file, _identity(pid) or "")
+        self._await(lambda: self._is_loaded(config_text), since=0)
+
+    def stop(self, *, deadline_s: float) -> None:
+        """Let running requests end, then end the process and forget what the slots held.
+
+        Args:
+            deadline_s: After so many seconds, connections that are still open are cut.
+
+        Raises:
+            DeadlineExceeded: The process does not end even when killed.
+        """
+        pid = self._pid()
+        if pid is not None:
+            for number, patience_s in (
+                (signal.SIGUSR1, deadline_s),
+                (signal.SIGTERM, _KILL_TIMEOUT_S),
+                (signal.SIGKILL, _KILL_TIMEOUT_S),
+            ):
+                _signal(pid, number)
+                if _wait(lambda: self._pid() is None, timeout_s=patience_s):
+                    break
+            else:
+                raise DeadlineExceeded(f"haproxy {pid} in {self.directory} does not end")
+        self._end_leftovers()
+        for path in (self._pid_file, self._state_file, self.admin.path, self._master.path):
+            path.unlink(missing_ok=True)
+
+    def remember(self, servers_state: str) -> None:
+        """Keep the worker's `show servers state` for the next worker, whatever ends this one."""
+        _write(self._state_file, servers_state)
+
+    def leaving_workers(self) -> Sequence[HaproxySocket]:
+        """Return where the workers take commands that a reload has replaced but not yet ended."""
+        return [self._worker(pid) for pid in self._processes().leaving]
+
+    def _reload(self, config_text: str) -> None:
+        """Replace the worker by one with this configuration.
+
+        Raises:
+            ConfigurationError: A public port that is new in it is taken.
+            OutsideError: HAProxy refused; the old worker goes on as before.
+        """
+        pid = self._pid()
+        if pid is None:
+            raise OutsideError(f"haproxy in {self.directory} has ended")
+        listening = haproxy_config.public_addresses(self._config.read_text())
+        _check_ports(haproxy_config.public_addresses(config_text) - listening)
+        failed = self._processes().failed_reloads
+        self._install(config_text)
+        self.remember(self.admin.ask(["show servers state"]))
+        since = self._log.stat().st_size
+        _signal(pid, signal.SIGUSR2)
+        self._await(lambda: self._is_loaded(config_text), since=since, failed_reloads=failed)
+
+    def _is_loaded(self, config_text: str) -> bool:
+        """Whether only workers with this configuration take commands and new connections."""
+        try:
+            if self._loaded_digest() != _digest(config_text):
+                return False
+            # Old and new worker share the listening sockets for a moment. A command or a request
+            # may reach the old one until it knows that it is leaving.
+            processes = self._ask_processes()
+            return bool(processes.current) and all(
+                self._worker(pid).ask(["show info"]).find("\nStopping: 0\n") < 0
+                for pid in processes.leaving
+            )
+        except OutsideError:
+            return False
+
+    def _await(
+        self, is_done: Callable[[], bool], *, since: int, failed_reloads: int | None = None
+    ) -> None:
+        """Wait until HAProxy runs as asked.
+
+        Args:
+            is_done: Asks it.
+            since: Where in the log its words about this begin, in bytes.
+            failed_reloads: How many had failed before, when this is a reload.
+        """
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while not is_done():
+            if self._pid() is None:
+                raise OutsideError(f"haproxy has ended: {self._words(since)}")
+            if failed_reloads is not None and self._has_failed(failed_reloads):
+                raise OutsideError(f"haproxy goes on as before: {self._words(since)}")
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(
+                    f"haproxy is not ready after {_START_TIMEOUT_S:g} s: {self._words(since)}"
+                )
+            time.sleep(_POLL_S)
+
+    def _has_failed(self, failed_reloads: int) -> bool:
+        try:
+            return self._ask_processes().failed_reloads > failed_reloads
+        except OutsideError:
+            return False
+
+    def _install(self, config_text: str) -> None:
+        """Put the configuration in place if HAProxy accepts it."""
+        draft = self._config.with_suffix(".new")
+        _write(draft, _marked(config_text))
+        outcome = shell.run(
+            ["haproxy", "-c", "-q", "-f", draft],
+            env=shell.environment(),
+            timeout_s=_START_TIMEOUT_S,
+            cwd=self.directory,
+            is_checked=False,
+        )
+        if outcome.exit_code != 0:
+            raise OutsideError(
+                f"haproxy refuses its configuration: {_alerts(outcome.error_text)}",
+                hint=f"it is in {draft}",
+            )
+        draft.replace(self._config)
+
+    def _loaded_digest(self) -> str:
+        """Return which configuration the worker runs, from the worker itself."""
+        return haproxy_socket.parse_info(self.admin.ask(["show info"])).get("description", "")
+
+    def _processes(self) -> Processes:
+        """Ask the master, which does not listen for a moment while it executes itself anew."""
+        deadline = time.monotonic() + self._master.timeout_s
+        while True:
+            try:
+                return self._ask_processes()
+            except OutsideError:
+                if time.monotonic() > deadline or self._pid() is None:
+                    raise
+            time.sleep(_POLL_S)
+
+    def _ask_processes(self) -> Processes:
+        return haproxy_socket.parse_processes(self._master.ask(["show proc"]))
+
+    def _worker(self, pid: int) -> HaproxySocket:
+        return HaproxySocket(self._master.path, prefix=f"@!{pid} ")
+
+    def _pid(self) -> int | None:
+        """Return the master's process id, unless it has ended and another has its number."""
+        try:
+            recorded = self._pid_file.read_text()
+        except FileNotFoundError:
+            return None
+        number = recorded.partition(" ")[0]
+        if not number.isdecimal() or _identity(int(number)) != recorded:
+            return None
+        return int(number)
+
+    def _end_leftovers(self) -> None:
+        """Kill processes of this directory whose master is gone; they would hold the ports."""
+        ours = os.fsencode(self._config)
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdecimal():
+                continue
+            try:
+                argv = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if Path(os.fsdecode(argv[0])).name == "haproxy" and ours in argv:
+                pid = int(entry.name)
+                _signal(pid, signal.SIGKILL)
+                _wait(lambda pid=pid: _identity(pid) is None, timeout_s=_KILL_TIMEOUT_S)  # type: ignore[misc]
+
+    def _words(self, since: int) -> str:
+        """Return HAProxy's last words since a position in its log."""
+        with self._log.open("rb") as log:
+            log.seek(since)
+            return _alerts(log.read(65536).decode(errors="replace"))
+
+
+def _marked(config_text: str) -> str:
+    """Return the configuration with its digest in it, which the worker then reports."""
+    return f"{config_text}\nglobal\n    description {_digest(config_text)}\n"
+
+
+def _digest(config_text: str) -> str:
+    return hashlib.sha256(config_text.encode()).hexdigest()
+
+
+def _alerts(text: str) -> str:
+    """Return the lines of HAProxy's output that say what is wrong, or else its end."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    alerts = [line for line in lines if line.startswith("[ALERT]")]
+    return "; ".join(alerts or lines[-3:])[-2000:] or "it printed nothing"
+
+
+def _check_ports(addresses: frozenset[str]) -> None:
+    """Make sure that nobody listens on these addresses.
+
+    HAProxy itself would not always notice: it shares a port with another process of the same user
+    that allows this.
+    """
+    for address in sorted(addresses):
+        host, _, port = address.rpartition(":")
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            # Connections of an earlier process that are still timing out are no obstacle.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host.strip("[]"), int(port)))
+                probe.listen()
+            except OSError as error:
+                reason = (
+                    "is already taken"
+                    if error.errno == errno.EADDRINUSE
+                    else f"cannot be used: {error.strerror}"
+                )
+                raise ConfigurationError(
+                    f"port {port} on {host} {reason}",
+                    hint="end what listens there, or choose another public port",
+                ) from error
+
+
+def _identity(pid: int) -> str | None:
+    """Return what tells a running process from any other, before and after; None if it ended."""
+    try:
+        # The second field is the program's name, in parentheses, and may contain anything.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    if fields[0] in "ZX":
+        return None
+    return f"{pid} {fields[19]} {boot}"
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def _wait(is_done: Callable[[], bool], *, timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not is_done():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file as a whole; a killed process leaves the old or the new one.
+
+    Not synchronised to disk: no file here is of use after the host itself has gone down.
+    """
+    draft = path.with_name(f".{path.name}.new")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    draft.replace(path)

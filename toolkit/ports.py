@@ -1,0 +1,121 @@
+"""The small interfaces behind which providers stand.
+
+Each must fit one Linux host as well as a cloud: names are opaque, calls take many at a time, and
+what takes long is asked for first and waited for afterwards with a deadline. Every call that
+changes something sets an absolute state, so that repeating it after a crash is harmless. A
+provider translates its own exceptions into `toolkit.errors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Protocol
+
+from toolkit.model import Image, LaunchOrder, Machine, Release, Secret, SmokeCheck, Target
+
+
+class ImageStore(Protocol):
+    """Where sealed images and releases are kept."""
+
+    def image(self, digest: str) -> Image:
+        """Return an image by its digest or a unique beginning of it.
+
+        Raises:
+            NotFound: There is none, or more than one.
+        """
+
+    def images(self) -> Sequence[Image]:
+        """Return every image, newest first."""
+
+    def release(self, release_id: str) -> Release:
+        """Return a release by id.
+
+        Raises:
+            NotFound: There is none.
+        """
+
+    def releases(self) -> Sequence[Release]:
+        """Return every release, newest first."""
+
+
+class MachineProvider(Protocol):
+    """Starts and ends machines in one environment."""
+
+    def publish(self, images: Collection[str]) -> None:
+        """Bring images to where machines run from them; returns when they are there."""
+
+    def launch(self, orders: Sequence[LaunchOrder]) -> None:
+        """Begin to start machines; a name that runs already is left alone."""
+
+    def await_running(self, names: Collection[str], *, deadline_s: float) -> None:
+        """Wait until every machine's init system reports that it is up.
+
+        Raises:
+            DeadlineExceeded: One did not come up in time.
+            OutsideError: One ended; the message carries the end of its console output.
+        """
+
+    def machines(self) -> Sequence[Machine]:
+        """Return every machine of the environment, by live observation."""
+
+    def destroy(self, names: Collection[str], *, deadline_s: float) -> None:
+        """Stop machines and remove everything of theirs except volumes; unknown names are fine."""
+
+
+class Pool(Protocol):
+    """The load-balancer group of one role in one environment. Targets are IP addresses."""
+
+    def targets(self) -> Sequence[Target]:
+        """Return the places in use, as the balancer reports them."""
+
+    def register(self, addresses: Collection[str]) -> None:
+        """Give each address a place that is health-checked and gets no requests.
+
+        Raises:
+            OutsideError: There are fewer free places than addresses.
+        """
+
+    def await_healthy(self, addresses: Collection[str], *, deadline_s: float) -> None:
+        """Wait until the balancer's own check of every address passes.
+
+        Raises:
+            DeadlineExceeded: One did not pass in time; the message says what the check saw.
+        """
+
+    def admit(self, addresses: Collection[str]) -> None:
+        """Let new requests reach the addresses."""
+
+    def drain(self, addresses: Collection[str]) -> None:
+        """Let no new request reach the addresses; running ones go on."""
+
+    def await_drained(self, addresses: Collection[str], *, deadline_s: float) -> bool:
+        """Wait until the balancer carries nothing for the addresses.
+
+        Returns:
+            Whether that came true before the deadline.
+        """
+
+    def deregister(self, addresses: Collection[str]) -> None:
+        """Free the places of the addresses; unknown addresses are fine."""
+
+
+class SecretSource(Protocol):
+    """Holds the secrets of environments and roles."""
+
+    def secrets(self, environment: str, role: str) -> Mapping[str, Secret]:
+        """Return everything granted to a role in an environment: credential name to secret.
+
+        Raises:
+            ConfigurationError: A value is missing, or does not belong there.
+        """
+
+
+class SmokeRunner(Protocol):
+    """Runs our own tests against machines."""
+
+    def test(self, machines: Sequence[Machine], *, deadline_s: float) -> Iterable[SmokeCheck]:
+        """Test every machine, several at once, and return every single outcome.
+
+        Raises:
+            SmokeTestsFailed: The tests themselves could not run.
+        """

@@ -1,0 +1,303 @@
+"""Read a project's files; report everything that is wrong with a file at once.
+
+Every complaint reads `file:field: what is wrong`. Values are never echoed, since a secret may
+have been pasted into the wrong place.
+"""
+
+from __future__ import annotations
+
+import graphlib
+import ipaddress
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from toolkit.errors import ConfigurationError, NotFound
+from toolkit.project.model import (
+    BaseSpec,
+    Deployment,
+    Environment,
+    KeySetting,
+    LayerSpec,
+    Project,
+    RoleSpec,
+    SecretSpec,
+    Timeouts,
+)
+from toolkit.project.schema import EnvironmentFile, RoleEntry, SecretsFile, ServiceFile
+
+SERVICE_FILE = "service.yml"
+ENVIRONMENT_FILE = "toolkit.yml"
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_project(root: Path) -> Project:
+    """Read `service.yml` and check that its roles exist.
+
+    Raises:
+        ConfigurationError: The file is missing or wrong.
+    """
+    path = root / SERVICE_FILE
+    if not path.is_file():
+        raise ConfigurationError(
+            f"{path}: there is no such file",
+            hint="run toolkit in a project's directory, or name one with --project",
+        )
+    entry = _parse(ServiceFile, path)
+    _complain(path, _role_problems(entry, root))
+    return Project(
+        root=root,
+        name=entry.name,
+        source=entry.source if is_url(entry.source) else str((root / entry.source).resolve()),
+        base=BaseSpec(entry.base.suite, entry.base.mirror, entry.base.packages),
+        roles={name: _role(name, entry.roles[name]) for name in _ordered(path, entry)},
+    )
+
+
+def load_environment(project: Project, name: str) -> Environment:
+    """Read `inventories/<name>/toolkit.yml`.
+
+    Raises:
+        NotFound: There is no such environment.
+        ConfigurationError: The file is wrong.
+    """
+    directory = project.root / "inventories" / name
+    path = directory / ENVIRONMENT_FILE
+    if "/" in name or not path.is_file():
+        known = environment_names(project)
+        raise NotFound(
+            f"there is no environment {name!r}: {path} does not exist",
+            hint=f"known environments: {', '.join(known) or 'none'}",
+        )
+    entry = _parse(EnvironmentFile, path)
+    problems = [
+        f"roles.{role}: service.yml has no such role"
+        for role in entry.roles
+        if role not in project.roles
+    ]
+    for role, deployment in entry.roles.items():
+        spec = project.roles.get(role)
+        if spec is None:
+            continue
+        problems += [
+            f"roles: {role} uses {used}, which this environment does not have"
+            for used in spec.uses
+            if used not in entry.roles
+        ]
+        if spec.volumes and deployment.machines != 1:
+            problems.append(f"roles.{role}.machines: a role with volumes has exactly one machine")
+        if spec.volumes and deployment.strategy == "rolling":
+            problems.append(f"roles.{role}.strategy: a role with volumes is stateful")
+        if deployment.public and spec.protocol == "tcp":
+            problems.append(f"roles.{role}.public: only http and https roles can be public")
+    listens = [d.public for d in entry.roles.values() if d.public]
+    problems += [
+        f"roles: {listen} is used twice" for listen in set(listens) if listens.count(listen) > 1
+    ]
+    _complain(path, problems)
+    return Environment(
+        name=name,
+        directory=directory,
+        network=ipaddress.IPv4Network(entry.network),
+        keys=KeySetting(
+            Path(entry.keys.directory).expanduser() if entry.keys.directory else None,
+            entry.keys.command,
+        ),
+        deployments={
+            role: _deployment(spec, entry)
+            for role, spec in project.roles.items()
+            if role in entry.roles
+        },
+    )
+
+
+def environment_names(project: Project) -> list[str]:
+    """Return the names of the project's environments, sorted."""
+    found = (project.root / "inventories").glob(f"*/{ENVIRONMENT_FILE}")
+    return sorted(path.parent.name for path in found)
+
+
+def load_secret_specs(project: Project, role: str) -> tuple[SecretSpec, ...]:
+    """Return what the role declares in `meta/secrets.yml`; nothing without that file."""
+    path = project.role_directory(role) / "meta" / "secrets.yml"
+    if not path.is_file():
+        return ()
+    entry = _parse(SecretsFile, path)
+    names = [secret.name for secret in entry.secrets]
+    _complain(path, [f"secrets: {n} is declared twice" for n in set(names) if names.count(n) > 1])
+    return tuple(
+        SecretSpec(s.name, s.kind, s.description, s.dns_names, s.rotate_days) for s in entry.secrets
+    )
+
+
+def select_roles(project: Project, names: Sequence[str]) -> tuple[RoleSpec, ...]:
+    """Return the named roles in the project's order; all of them when none is named.
+
+    Raises:
+        NotFound: The project has no such role.
+    """
+    for name in names:
+        if name not in project.roles:
+            raise NotFound(
+                f"there is no role {name!r} in {project.root / SERVICE_FILE}",
+                hint=f"known roles: {', '.join(project.roles)}",
+            )
+    return tuple(role for name, role in project.roles.items() if not names or name in names)
+
+
+def read_yaml(path: Path) -> Any:
+    """Read one YAML document.
+
+    Raises:
+        ConfigurationError: It is not readable, not YAML, or not text.
+    """
+    try:
+        return yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigurationError(f"{where}: not YAML: {error.problem}") from None
+    except yaml.YAMLError:
+        raise ConfigurationError(f"{path}: not YAML") from None
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}") from None
+
+
+def is_url(source: str) -> bool:
+    """Whether a source is a git URL rather than a path."""
+    return "://" in source or source.startswith("git@")
+
+
+def _parse(model: type[Model], path: Path) -> Model:
+    document = read_yaml(path)
+    if not isinstance(document, dict):
+        raise ConfigurationError(f"{path}: must be a mapping of settings")
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        problems = [
+            _problem(e["loc"], e["type"], e["msg"]) for e in error.errors(include_input=False)
+        ]
+        _complain(path, problems)
+        raise
+
+
+def _problem(location: Iterable[int | str], kind: str, message: str) -> str:
+    field = ".".join(str(part) for part in location)
+    if kind == "extra_forbidden":
+        return f"{field}: unknown key"
+    if kind == "missing":
+        return f"{field}: is missing"
+    return f"{field}: {message.removeprefix('Value error, ')}"
+
+
+def _complain(path: Path, problems: Sequence[str]) -> None:
+    if problems:
+        raise ConfigurationError("\n".join(f"{path}:{problem}" for problem in problems))
+
+
+def _role_problems(entry: ServiceFile, root: Path) -> list[str]:
+    problems = []
+    for name, role in entry.roles.items():
+        problems += [
+            f"roles.{name}.layers.{index}.role: there is no directory roles/{layer.role}"
+            for index, layer in enumerate(role.layers)
+            if not (root / "roles" / layer.role).is_dir()
+        ]
+        problems += [
+            f"roles.{name}.uses: there is no role {used!r}"
+            for used in role.uses
+            if used not in entry.roles
+        ]
+        if role.protocol == "tcp" and role.health:
+            problems.append(f"roles.{name}.health: a tcp role is checked by connecting to it")
+    return problems
+
+
+def _ordered(path: Path, entry: ServiceFile) -> tuple[str, ...]:
+    try:
+        order = graphlib.TopologicalSorter({n: r.uses for n, r in entry.roles.items()})
+        return tuple(order.static_order())
+    except graphlib.CycleError as error:
+        raise ConfigurationError(
+            f"{path}:roles: these use each other in a circle: {' → '.join(error.args[1])}"
+        ) from None
+
+
+def _role(name: str, entry: RoleEntry) -> RoleSpec:
+    return RoleSpec(
+        name=name,
+        layers=tuple(LayerSpec(e.role, e.source, e.vars) for e in entry.layers),
+        port=entry.port,
+        protocol=entry.protocol,
+        health=entry.health,
+        uses=entry.uses,
+        volumes=dict(entry.volumes),
+    )
+
+
+def _deployment(spec: RoleSpec, entry: EnvironmentFile) -> Deployment:
+    deployment = entry.roles[spec.name]
+    return Deployment(
+        role=spec.name,
+        machines=deployment.machines,
+        public=deployment.public,
+        strategy=deployment.strategy or ("stateful" if spec.volumes else "rolling"),
+        batch=min(deployment.batch or deployment.machines, deployment.machines),
+        timeouts=Timeouts(**deployment.timeouts.model_dump()),
+    )
+
+
+def role_settings(project: Project, environment: Environment, role: str) -> Mapping[str, Any]:
+    """Return a role's settings in an environment: its declared defaults under `config.yml`.
+
+    The role declares them as the entry point `config` of its `meta/argument_specs.yml`.
+
+    Raises:
+        ConfigurationError: A setting is unknown, missing, or of another type than declared.
+    """
+    specs_path = project.role_directory(role) / "meta" / "argument_specs.yml"
+    document = read_yaml(specs_path) if specs_path.is_file() else None
+    entry_points = (document or {}).get("argument_specs") or {}
+    options: dict[str, dict[str, Any]] = (entry_points.get("config") or {}).get("options") or {}
+    path = environment.directory / "group_vars" / role / "config.yml"
+    given = (read_yaml(path) if path.is_file() else None) or {}
+    if not isinstance(given, dict):
+        raise ConfigurationError(f"{path}: must be a mapping of settings")
+    problems = [f"{name}: unknown key" for name in given if name not in options]
+    settings: dict[str, Any] = {}
+    for name, option in options.items():
+        value = given.get(name, option.get("default"))
+        if value is None and option.get("required"):
+            problems.append(f"{name}: is missing")
+        elif value is not None:
+            problems += _setting_problems(name, option, value)
+            settings[name] = value
+    _complain(path, problems)
+    return settings
+
+
+_SETTING_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "str": str,
+    "int": int,
+    "float": (int, float),
+    "bool": bool,
+    "list": list,
+    "dict": dict,
+    "path": str,
+}
+
+
+def _setting_problems(name: str, option: Mapping[str, Any], value: Any) -> list[str]:
+    wanted = option.get("type", "str")
+    kinds = _SETTING_TYPES.get(wanted, object)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and wanted != "bool"):
+        return [f"{name}: must be of type {wanted}"]
+    choices = option.get("choices")
+    if choices and value not in choices:
+        return [f"{name}: must be one of {', '.join(map(str, choices))}"]
+    return []

@@ -1,0 +1,163 @@
+"""A project, as the rest of the toolkit sees it: immutable values without any I/O."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """One Ansible role of an image.
+
+    Attributes:
+        role: Name of the Ansible role.
+        source_paths: Paths of the service's source that the role reads; empty for none.
+        variables: Extra variables for the role.
+    """
+
+    role: str
+    source_paths: tuple[str, ...]
+    variables: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class SecretSpec:
+    """A secret that a role declares.
+
+    Attributes:
+        name: Roles that declare the same name share the value.
+        kind: `password`, `tls`, `token` or `file`.
+        description: For people.
+        dns_names: For `tls`; `{environment}` is filled in.
+        rotate_days: Age after which it is overdue.
+    """
+
+    name: str
+    kind: str
+    description: str
+    dns_names: tuple[str, ...]
+    rotate_days: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RoleSpec:
+    """One kind of machine, the same in every environment.
+
+    Attributes:
+        name: Ansible role, inventory group and image name.
+        layers: From just above the operating system upwards.
+        port: Where its service listens.
+        protocol: How the balancer talks to it: `tcp`, `http` or `https`.
+        health: Path of the balancer's own check; None for a connection check.
+        uses: Roles whose pools it calls.
+        volumes: Volume name to mount point.
+    """
+
+    name: str
+    layers: tuple[LayerSpec, ...]
+    port: int
+    protocol: str
+    health: str | None
+    uses: tuple[str, ...]
+    volumes: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class BaseSpec:
+    """The bare operating system.
+
+    Attributes:
+        suite: Debian release.
+        mirror: Package mirror; None for the tool's own default.
+        packages: Debian packages beyond those the toolkit needs.
+    """
+
+    suite: str
+    mirror: str | None
+    packages: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """What a service's operators keep under version control.
+
+    Attributes:
+        root: Directory of `service.yml`.
+        name: Of the service.
+        source: Absolute path or git URL of the service's source.
+        base: The operating system of all images.
+        roles: By name, each role after those that it uses.
+    """
+
+    root: Path
+    name: str
+    source: str
+    base: BaseSpec
+    roles: Mapping[str, RoleSpec]
+
+    def role_directory(self, role: str) -> Path:
+        """Return where the Ansible role lives."""
+        return self.root / "roles" / role
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Deadlines of a roll's steps, in seconds."""
+
+    boot_s: float
+    smoke_s: float
+    healthy_s: float
+    drain_s: float
+    stop_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A role in an environment.
+
+    Attributes:
+        role: Name.
+        machines: Configured capacity.
+        public: `ADDRESS:PORT` on which the balancer serves it; None for internal roles.
+        strategy: `rolling` or `stateful`.
+        batch: Machines replaced at a time.
+        timeouts: Deadlines of a roll.
+    """
+
+    role: str
+    machines: int
+    public: str | None
+    strategy: str
+    batch: int
+    timeouts: Timeouts
+
+
+@dataclass(frozen=True, slots=True)
+class KeySetting:
+    """Where vault passwords come from: a directory, or a command that prints one."""
+
+    directory: Path | None
+    command: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """One inventory.
+
+    Attributes:
+        name: Name of its directory.
+        directory: `inventories/<name>`.
+        network: Addresses of its machines, inside its own network namespace.
+        keys: Where its vault passwords come from.
+        deployments: Role name to deployment, each role after those that it uses.
+    """
+
+    name: str
+    directory: Path
+    network: ipaddress.IPv4Network
+    keys: KeySetting
+    deployments: Mapping[str, Deployment]

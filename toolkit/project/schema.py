@@ -1,0 +1,139 @@
+"""The files that people write, as pydantic models: `service.yml`, an environment's `toolkit.yml`.
+
+Only `toolkit.project.load` uses these; everything else gets the immutable values of
+`toolkit.project.model`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+NAME_PATTERN = r"^[a-z][a-z0-9_]{0,30}$"
+"""A role's name: an Ansible role, an inventory group and part of machine names at once."""
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+AbsolutePath = Annotated[str, Field(pattern=r"^/[A-Za-z0-9._/-]+$")]
+
+
+def _relative(path: str) -> str:
+    if path.startswith("/") or ".." in path.split("/"):
+        raise ValueError("must be a path inside the source")
+    return path
+
+
+def _loopback(listen: str) -> str:
+    host, separator, port = listen.rpartition(":")
+    if not separator or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError("must be ADDRESS:PORT, as in 127.0.0.1:8443")
+    if not ipaddress.ip_address(host).is_loopback:
+        raise ValueError("must be a loopback address: this provider publishes nowhere else")
+    return listen
+
+
+def _network(text: str) -> str:
+    if ipaddress.IPv4Network(text).num_addresses < 16:
+        raise ValueError("must have room for machines: /28 or larger")
+    return text
+
+
+def _layer(value: Any) -> Any:
+    return {"role": value} if isinstance(value, str) else value
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LayerEntry(Strict):
+    """One Ansible role of an image; a plain string is its name."""
+
+    role: Name
+    source: tuple[Annotated[str, AfterValidator(_relative)], ...] = ()
+    vars: dict[str, Any] = {}
+
+
+class RoleEntry(Strict):
+    """One kind of machine."""
+
+    layers: Annotated[
+        tuple[Annotated[LayerEntry, BeforeValidator(_layer)], ...], Field(min_length=1)
+    ]
+    port: int = Field(ge=1, le=65535)
+    protocol: Literal["tcp", "http", "https"] = "http"
+    health: Annotated[str, Field(pattern=r"^/\S*$")] | None = None
+    uses: tuple[Name, ...] = ()
+    volumes: dict[Name, AbsolutePath] = {}
+
+
+class BaseEntry(Strict):
+    """The bare operating system below every image."""
+
+    suite: Annotated[str, Field(pattern=r"^[a-z]+$")] = "bookworm"
+    mirror: str | None = None
+    packages: tuple[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]+$")], ...] = ()
+
+
+class ServiceFile(Strict):
+    """`service.yml`."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,40}$")]
+    source: str = Field(min_length=1)
+    base: BaseEntry = BaseEntry()
+    roles: Annotated[dict[Name, RoleEntry], Field(min_length=1)]
+
+
+class TimeoutsEntry(Strict):
+    """Deadlines of a roll's steps, in seconds."""
+
+    boot_s: float = Field(60.0, gt=0)
+    smoke_s: float = Field(120.0, gt=0)
+    healthy_s: float = Field(30.0, gt=0)
+    drain_s: float = Field(30.0, gt=0)
+    stop_s: float = Field(20.0, gt=0)
+
+
+class DeploymentEntry(Strict):
+    """A role in an environment."""
+
+    machines: int = Field(ge=1, le=50)
+    public: Annotated[str, AfterValidator(_loopback)] | None = None
+    strategy: Literal["rolling", "stateful"] | None = None
+    batch: int | None = Field(None, ge=1)
+    timeouts: TimeoutsEntry = TimeoutsEntry()
+
+
+class KeysEntry(Strict):
+    """Where the vault passwords of the environment come from."""
+
+    directory: str | None = None
+    command: tuple[str, ...] | None = None
+
+
+class EnvironmentFile(Strict):
+    """`inventories/<env>/toolkit.yml`, also the configuration of the inventory plugin."""
+
+    plugin: Literal["toolkit"]
+    network: Annotated[str, AfterValidator(_network)] = "10.90.0.0/24"
+    keys: KeysEntry = KeysEntry()
+    roles: Annotated[dict[Name, DeploymentEntry], Field(min_length=1)]
+
+
+class SecretEntry(Strict):
+    """One secret that a role needs."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,60}$")]
+    kind: Literal["password", "tls", "token", "file"]
+    description: str
+    dns_names: tuple[str, ...] = ()
+    rotate_days: int | None = Field(None, ge=1)
+
+
+class SecretsFile(Strict):
+    """`roles/<role>/meta/secrets.yml`."""
+
+    secrets: tuple[SecretEntry, ...] = ()

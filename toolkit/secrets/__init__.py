@@ -1,0 +1,1 @@
+"""Secrets: who may know them, where they are kept, how they are made."""

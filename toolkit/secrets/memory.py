@@ -1,0 +1,83 @@
+"""Remembers the highest version of each secret, so that an older vault file is recognised."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from toolkit.errors import ConfigurationError
+from toolkit.secrets.document import Document
+from toolkit.secrets.files import write_atomically
+
+
+class VersionMemory(Protocol):
+    """Knows the newest version of every secret that was ever written or delivered here."""
+
+    def highest(self, environment: str, role: str, name: str) -> int | None:
+        """Return the highest version seen; None for a secret never seen."""
+
+    def remember(self, environment: str, role: str, name: str, version: int) -> None:
+        """Take note of a version; a lower one than the highest changes nothing."""
+
+
+class VersionFile:
+    """A `VersionMemory` in one JSON file of the state directory. It holds no values.
+
+    Args:
+        state: The state directory.
+    """
+
+    def __init__(self, state: Path) -> None:
+        self._path = state / "secret-versions.json"
+
+    def highest(self, environment: str, role: str, name: str) -> int | None:
+        """Return the highest version seen; None for a secret never seen."""
+        return self._read().get(_key(environment, role, name))
+
+    def remember(self, environment: str, role: str, name: str, version: int) -> None:
+        """Take note of a version; a lower one than the highest changes nothing."""
+        if (self.highest(environment, role, name) or 0) >= version:
+            return
+        with self._locked():
+            known = self._read()
+            key = _key(environment, role, name)
+            known[key] = max(version, known.get(key, 0))
+            content = json.dumps(known, indent=1, sort_keys=True) + "\n"
+            write_atomically({self._path: content.encode()})
+
+    def _read(self) -> dict[str, int]:
+        try:
+            content = json.loads(self._path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except ValueError:
+            raise ConfigurationError(
+                f"{self._path}: is damaged", hint="restore it, or remove it to start anew"
+            ) from None
+        return {str(key): int(version) for key, version in content.items()}
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def remember_documents(memory: VersionMemory, documents: Iterable[Document]) -> None:
+    """Take note of every version in documents that were just written."""
+    for document in documents:
+        for entry in document.entries.values():
+            memory.remember(document.environment, document.role, entry.name, entry.version)
+
+
+def _key(environment: str, role: str, name: str) -> str:
+    return f"{environment}/{role}/{name}"

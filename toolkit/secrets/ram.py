@@ -1,0 +1,91 @@
+"""Private directories on a RAM file system, wiped when they are left, also after a kill.
+
+A directory is held by a file lock for as long as its owner lives. Whoever makes the next one
+first wipes those that nobody holds any more.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from toolkit.errors import OutsideError
+
+RAM = Path("/dev/shm")  # noqa: S108 - the point is that it is memory
+_PREFIX = "toolkit-secrets-"
+
+
+@contextmanager
+def ram_directory(root: Path = RAM) -> Iterator[Path]:
+    """Yield a directory that only this user may enter and that no disk ever holds.
+
+    Raises:
+        OutsideError: `root` is not on a RAM file system.
+    """
+    if _file_system(root) not in {"tmpfs", "ramfs"}:
+        raise OutsideError(
+            f"{root} is not on a RAM file system; secrets are not written to a disk",
+            hint=f"mount a tmpfs at {root}",
+        )
+    _sweep(root)
+    directory, lock = _make(root)
+    try:
+        yield directory
+    finally:
+        _wipe(directory)
+        os.close(lock)
+
+
+def _make(root: Path) -> tuple[Path, int]:
+    while True:
+        directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
+        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # A sweeper may have taken it for an abandoned one before it was locked.
+        if directory.exists():
+            return directory, lock
+        os.close(lock)
+
+
+def _sweep(root: Path) -> None:
+    for directory in root.glob(f"{_PREFIX}*"):
+        try:
+            lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            if os.fstat(lock).st_uid == os.geteuid():
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _wipe(directory)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(lock)
+
+
+def _wipe(directory: Path) -> None:
+    """Overwrite every file, so that freed memory holds none of it, then remove everything."""
+    for path in directory.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            try:
+                with path.open("r+b") as file:
+                    file.write(b"\0" * os.fstat(file.fileno()).st_size)
+            except OSError:
+                continue
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _file_system(path: Path) -> str:
+    """Return the type of the file system that holds `path`."""
+    best = ("", "")
+    resolved = path.resolve()
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, mount_point, kind, *_ = line.split(" ")
+        if resolved.is_relative_to(mount_point) and len(mount_point) >= len(best[0]):
+            best = (mount_point, kind)
+    return best[1]

@@ -1,0 +1,238 @@
+"""The only module that starts processes.
+
+Argument lists, never a shell. The environment is built from nothing, every call has a time
+limit, and output is bounded, since a machine may print without end.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from toolkit.errors import DeadlineExceeded, OutsideError
+
+MINIMAL_ENVIRONMENT: Mapping[str, str] = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LANG": "C.UTF-8",
+    "LC_ALL": "C.UTF-8",
+    "TZ": "UTC",
+}
+"""What a child sees unless the caller adds to it: nothing of the operator's own environment."""
+
+MAX_OUTPUT_BYTES = 4 * 1024 * 1024
+"""Kept of each stream; what comes after it is read and thrown away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A process that has ended.
+
+    Attributes:
+        argv: What was run.
+        exit_code: As the kernel reports it; negative for a signal.
+        stdout: Bounded as the caller asked.
+        stderr: Likewise.
+        seconds: Wall time.
+    """
+
+    argv: tuple[str, ...]
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
+    seconds: float
+
+    @property
+    def text(self) -> str:
+        """Standard output as text; bytes that are not UTF-8 are replaced."""
+        return self.stdout.decode(errors="replace")
+
+    @property
+    def error_text(self) -> str:
+        """Standard error as text, without surrounding white space."""
+        return self.stderr.decode(errors="replace").strip()
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """Return the minimal environment with `extra` added."""
+    return {**MINIMAL_ENVIRONMENT, **extra}
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    env: Mapping[str, str],
+    timeout_s: float,
+    stdin: bytes = b"",
+    cwd: Path | None = None,
+    pass_fds: Sequence[int] = (),
+    is_checked: bool = True,
+    max_output_bytes: int | None = MAX_OUTPUT_BYTES,
+    on_output: Callable[[bytes], None] | None = None,
+) -> Completed:
+    """Run a program to its end and return what it printed.
+
+    The child leads a session of its own, so that a Ctrl-C on the terminal reaches the toolkit
+    alone, which then decides.
+
+    Args:
+        argv: Program and arguments.
+        env: The whole environment of the child; see `environment`.
+        timeout_s: After so many seconds the child's process group is killed.
+        stdin: Bytes for the child's standard input.
+        cwd: Working directory.
+        pass_fds: Descriptors that the child inherits.
+        is_checked: Raise when the exit code is not zero.
+        max_output_bytes: Kept of each output; None for all, from programs that are trusted.
+        on_output: Called with each piece of standard output as it comes.
+
+    Raises:
+        OutsideError: The program is missing, or failed while `is_checked`.
+        DeadlineExceeded: The time limit passed.
+    """
+    words = tuple(str(word) for word in argv)
+    started = time.monotonic()
+    process = _start(words, env=env, cwd=cwd, pass_fds=pass_fds)
+    try:
+        stdout, stderr = _exchange(
+            process,
+            stdin,
+            deadline=started + timeout_s,
+            limit=max_output_bytes,
+            on_output=on_output,
+        )
+    except TimeoutError:
+        raise DeadlineExceeded(f"{words[0]}: no end after {timeout_s:g} s") from None
+    finally:
+        if process.poll() is None:
+            _kill_group(process.pid)
+            process.wait()
+    completed = Completed(words, process.returncode, stdout, stderr, time.monotonic() - started)
+    if is_checked and completed.exit_code != 0:
+        detail = completed.error_text or completed.text.strip() or "it printed nothing"
+        raise OutsideError(f"{words[0]} exited with {completed.exit_code}: {detail[-2000:]}")
+    return completed
+
+
+def spawn(
+    argv: Sequence[str | Path],
+    *,
+    env: Mapping[str, str],
+    log: Path,
+    cwd: Path | None = None,
+    pass_fds: Sequence[int] = (),
+) -> int:
+    """Start a program that outlives this command, and return its process id.
+
+    Args:
+        argv: Program and arguments.
+        env: The whole environment of the child.
+        log: Takes its output; truncated first, readable by root alone.
+        cwd: Working directory.
+        pass_fds: Descriptors that the child inherits.
+
+    Raises:
+        OutsideError: The program is missing.
+    """
+    words = tuple(str(word) for word in argv)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as output:
+        return _start(
+            words, env=env, cwd=cwd, pass_fds=pass_fds, stdin=subprocess.DEVNULL, output=output
+        ).pid
+
+
+def _start(
+    argv: tuple[str, ...],
+    *,
+    env: Mapping[str, str],
+    cwd: Path | None,
+    pass_fds: Sequence[int],
+    stdin: int = subprocess.PIPE,
+    output: IO[bytes] | None = None,
+) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            argv,
+            env=dict(env),
+            cwd=cwd,
+            pass_fds=tuple(pass_fds),
+            stdin=stdin,
+            stdout=output or subprocess.PIPE,
+            stderr=output or subprocess.PIPE,
+            start_new_session=True,
+        )
+    except FileNotFoundError:
+        raise OutsideError(
+            f"{argv[0]} is not installed", hint="run 'toolkit doctor' to see what is missing"
+        ) from None
+    except PermissionError:
+        raise OutsideError(f"{argv[0]} may not be run by this user") from None
+
+
+def _exchange(
+    process: subprocess.Popen[bytes],
+    stdin: bytes,
+    *,
+    deadline: float,
+    limit: int | None,
+    on_output: Callable[[bytes], None] | None,
+) -> tuple[bytes, bytes]:
+    """Feed standard input and collect both outputs, bounded, until the child closes them."""
+    assert process.stdin and process.stdout and process.stderr
+    kept: dict[IO[bytes], bytearray] = {process.stdout: bytearray(), process.stderr: bytearray()}
+    pending = memoryview(stdin)
+    with selectors.DefaultSelector() as selector:
+        for stream in kept:
+            selector.register(stream, selectors.EVENT_READ)
+        if pending:
+            os.set_blocking(process.stdin.fileno(), False)
+            selector.register(process.stdin, selectors.EVENT_WRITE)
+        else:
+            process.stdin.close()
+        while selector.get_map():
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise TimeoutError
+            for key, _ in selector.select(min(remaining, 1.0)):
+                if key.fileobj is process.stdin:
+                    try:
+                        pending = pending[os.write(key.fd, pending[:65536]) :]
+                    except BrokenPipeError:
+                        pending = pending[:0]
+                    if not pending:
+                        selector.unregister(process.stdin)
+                        process.stdin.close()
+                    continue
+                chunk = os.read(key.fd, 65536)
+                if not chunk:
+                    selector.unregister(key.fileobj)
+                    continue
+                if on_output and key.fileobj is process.stdout:
+                    on_output(chunk)
+                buffer = kept[key.fileobj]  # type: ignore[index]
+                buffer += chunk if limit is None else chunk[: limit - len(buffer)]
+            if process.poll() is not None and not selector.select(0):
+                # A daemon that the child left behind may hold its output open for ever.
+                break
+    try:
+        process.wait(max(deadline - time.monotonic(), 0.0))
+    except subprocess.TimeoutExpired:
+        raise TimeoutError from None
+    stdout, stderr = (bytes(buffer) for buffer in kept.values())
+    process.stdout.close()
+    process.stderr.close()
+    return stdout, stderr
+
+
+def _kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass

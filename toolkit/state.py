@@ -1,0 +1,170 @@
+"""Where the toolkit keeps what outlives a command.
+
+One directory holds everything durable. Sockets and pid files live under `/run`, because a Unix
+socket's path is limited to 107 bytes; what holds a secret lives on a RAM file system. Both are
+named after the state directory, so that two toolkits on one host do not meet.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import ConfigurationError, LeaseHeld, OutsideError
+
+RAM_ROOT = Path("/dev/shm")  # noqa: S108 - a RAM file system on every Linux host
+RUNTIME_ROOT = Path("/run/toolkit")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The paths that belong to one state directory.
+
+    Attributes:
+        root: The directory itself.
+    """
+
+    root: Path
+
+    @property
+    def id(self) -> str:
+        """Eight hexadecimal digits that stand for this state directory on this host."""
+        return hashlib.sha256(os.fsencode(self.root.resolve())).hexdigest()[:8]
+
+    @property
+    def store(self) -> Path:
+        """Images, layers and releases."""
+        return self.root / "store"
+
+    @property
+    def ledger(self) -> Path:
+        """The ledger's database."""
+        return self.root / "ledger.db"
+
+    @property
+    def keys(self) -> Path:
+        """Vault passwords, unless an environment names another place."""
+        return self.root / "keys"
+
+    @property
+    def sources(self) -> Path:
+        """Clones of sources that are named by URL."""
+        return self.root / "sources"
+
+    @property
+    def work(self) -> Path:
+        """Scratch space of a running bake; empty otherwise."""
+        return self.root / "work"
+
+    @property
+    def runtime(self) -> Path:
+        """Sockets and pid files; gone after the host has restarted."""
+        return RUNTIME_ROOT / self.id
+
+    @property
+    def ram(self) -> Path:
+        """Files that hold secrets."""
+        return RAM_ROOT / f"toolkit-{self.id}"
+
+    def environment(self, name: str) -> Path:
+        """Durable files of an environment."""
+        return self.root / "environments" / name
+
+    def volumes(self, environment: str) -> Path:
+        """The data volumes of an environment."""
+        return self.environment(environment) / "volumes"
+
+    def namespace(self, environment: str) -> str:
+        """The network namespace of an environment."""
+        return f"tk{self.id}-{environment}"
+
+    def prepare(self) -> None:
+        """Make the directory, readable by its owner alone.
+
+        Raises:
+            ConfigurationError: It cannot be made or written.
+        """
+        try:
+            make_private(self.root)
+        except OSError as error:
+            raise ConfigurationError(
+                f"the state directory {self.root} cannot be used: {error.strerror}",
+                hint="choose another with --state or TOOLKIT_STATE",
+            ) from None
+
+
+@contextmanager
+def exclusive(path: Path, *, doing: str) -> Iterator[None]:
+    """Hold a lock file while the body runs; a crash lets go of it.
+
+    Args:
+        path: The lock file.
+        doing: What the holder does, for the message that others get.
+
+    Raises:
+        LeaseHeld: Another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise LeaseHeld(
+                f"another process is at work here: {file.read().strip() or doing}",
+                hint="wait until it has ended, then try again",
+            ) from None
+        file.truncate(0)
+        file.write(f"{doing} (process {os.getpid()})")
+        file.flush()
+        yield
+
+
+def make_private(path: Path) -> Path:
+    """Make a directory that only its owner can read; return it."""
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o700)
+    return path
+
+
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Write a file so that a reader, or a crash, finds the old content or the new.
+
+    Raises:
+        OutsideError: The file system refuses; the old content is still there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutsideError(f"{path} could not be written: {error.strerror}") from None
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def canonical_json(value: Mapping[str, Any] | list[Any]) -> bytes:
+    """Return the one encoding of a value that digests are taken over."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
