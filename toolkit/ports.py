@@ -14,8 +14,8 @@ from typing import Protocol
 from toolkit.model import Image, LaunchOrder, Machine, Release, Secret, SmokeCheck, Target
 
 
-class ImageStore(Protocol):
-    """Where sealed images and releases are kept."""
+class ImageCatalog(Protocol):
+    """Which sealed images and releases there are."""
 
     def image(self, digest: str) -> Image:
         """Return an image by its digest or a unique beginning of it.
@@ -36,6 +36,39 @@ class ImageStore(Protocol):
 
     def releases(self) -> Sequence[Release]:
         """Return every release, newest first."""
+
+    def release_of(self, digest: str) -> Release | None:
+        """Return the newest release that an image belongs to."""
+
+
+class Network(Protocol):
+    """The network of one environment."""
+
+    def up(self) -> None:
+        """Make the network; harmless when it is there."""
+
+    def down(self) -> None:
+        """Remove the network and whatever is attached to it."""
+
+    def is_up(self) -> bool:
+        """Whether it is there."""
+
+
+class Balancer(Protocol):
+    """The load balancer of one environment, which holds all its pools."""
+
+    def ensure(self) -> None:
+        """Have it run with the environment's configuration; targets keep their states.
+
+        Raises:
+            ConfigurationError: An address that it is to listen on is taken.
+        """
+
+    def stop(self) -> None:
+        """End it and remove what belongs to it; harmless when it does not run."""
+
+    def is_running(self) -> bool:
+        """Whether it runs."""
 
 
 class MachineProvider(Protocol):

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.bake.run import Bake
 from toolkit.errors import ConfigurationError
 from toolkit.project import source
 from toolkit.project.load import select_roles
-from toolkit.state import State, exclusive
+from toolkit.state import RUNTIME_ROOT, State, exclusive
 from toolkit.store.local import LocalStore
 
 if TYPE_CHECKING:
     from toolkit.cli.context import Context
+    from toolkit.ledger.ledger import Ledger
+    from toolkit.model import Image
+    from toolkit.roll.site import Site
 
-__all__ = ["bake_lock", "make_bake", "open_store", "select_roles"]
+__all__ = ["bake_lock", "make_bake", "open_ledger", "open_site", "open_store", "select_roles"]
 
 PROJECT_PARTS = ("service.yml", "roles", "playbooks")
 """What of a project decides about images."""
@@ -76,3 +81,104 @@ def bake_lock(state: State) -> Iterator[None]:
             yield
         finally:
             sweep(state)
+
+
+@contextmanager
+def open_ledger(state: State) -> Iterator[Ledger]:
+    """Open the ledger of a state directory for the length of a context."""
+    from toolkit.ledger import ledger
+
+    state.prepare()
+    with closing(ledger.open_ledger(state.ledger)) as opened:
+        yield opened
+
+
+@contextmanager
+def open_site(context: Context, environment_name: str) -> Iterator[Site]:
+    """Put an environment together with the local provider.
+
+    Raises:
+        NotFound: There is no such environment.
+        ConfigurationError: Its definition is wrong.
+    """
+    from toolkit.machines.nspawn import NspawnProvider
+    from toolkit.network.namespaces import EnvironmentNetwork
+    from toolkit.pools.local import LocalBalancer, machine_tls_name
+    from toolkit.roll.site import Site
+    from toolkit.secrets.grants import BALANCER
+    from toolkit.secrets.memory import VersionFile
+    from toolkit.secrets.source import VaultSource
+    from toolkit.smoke.runner import PytestRunner
+
+    project, state = context.project, context.state
+    environment = context.environment(environment_name)
+    store = open_store(state)
+    namespace = state.namespace(environment.name)
+    network = EnvironmentNetwork(namespace=namespace, network=environment.network)
+    provider = NspawnProvider(
+        environment.name,
+        state=state,
+        network=network,
+        find_image=store.image,
+        layer_path=store.layer_path,
+    )
+    secrets = VaultSource(project, state, VersionFile(state))
+    balancer = LocalBalancer(
+        project,
+        environment,
+        namespace=namespace,
+        runtime=state.runtime / environment.name / "balancer",
+        ram=state.ram / environment.name,
+        edge_secrets=lambda: secrets.secrets(environment.name, BALANCER),
+    )
+    authority = environment.directory / "authority.pem"
+    smoke = PytestRunner(
+        project,
+        state=state,
+        namespace=namespace,
+        authority=authority if authority.is_file() else None,
+        tls_name=lambda role: machine_tls_name(role, environment.name),
+        init_pid=provider.init_pid,
+    )
+    with open_ledger(state) as ledger:
+        yield Site(
+            project=project,
+            environment=environment,
+            network=network,
+            balancer=balancer,
+            pools=balancer.pools(),
+            provider=provider,
+            smoke=smoke,
+            secrets=secrets,
+            images=store,
+            ledger=ledger,
+            progress=context.progress,
+        )
+
+
+def assemble_disk(context: Context, digest: str, output: Path) -> Image:
+    """Write an image's bootable disk.
+
+    Raises:
+        NotFound: There is no such image.
+    """
+    from toolkit.bake import disk
+
+    store = open_store(context.state)
+    image = store.image(digest)
+    with bake_lock(context.state):
+        disk.write_disk(
+            image, layer_path=store.layer_path, scratch=context.state.work, output=output
+        )
+    return image
+
+
+def remove_runtime(state: State, environment: str) -> None:
+    """Remove the runtime directories of an environment that is down, and empty parents."""
+    for path in (state.runtime / environment, state.ram / environment):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in (state.runtime / "mnt", state.runtime, RUNTIME_ROOT, state.ram):
+        try:
+            path.rmdir()
+        except OSError:
+            continue

@@ -69,8 +69,8 @@ class LoadProcess:
         for leftover in (self._report_file, self._progress_file):
             leftover.unlink(missing_ok=True)
         argv = [sys.executable, "-m", "bench.load", *self._settings.arguments()]
-        argv += ["--report", str(self._report_file.resolve())]
-        argv += ["--progress", str(self._progress_file.resolve())]
+        argv += ["--report", str(self._report_file.absolute())]
+        argv += ["--progress", str(self._progress_file.absolute())]
         self._pid = shell.spawn(argv, env=shell.environment(), log=self.log, cwd=_CHECKOUT)
         self._pidfd = os.pidfd_open(self._pid)
 
@@ -144,6 +144,11 @@ class LoadProcess:
     def _end(self, patience_s: float) -> None:
         if self._pidfd < 0:
             return
+        # A signal that comes before the handlers are there would end the process without a report.
+        deadline = time.monotonic() + patience_s
+        while not self._progress_file.exists() and time.monotonic() < deadline:
+            if self._has_ended(_POLL_S):
+                break
         if not self._has_ended(0.0):
             signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
             if not self._has_ended(patience_s):

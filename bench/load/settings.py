@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,8 +81,8 @@ class LoadSettings:
         if self.cafile is not None and not self.cafile.is_file():
             raise ConfigurationError(f"{self.cafile}: no such CA file")
         for name in ("rate", "max_seconds", "timeout_s", "kept_connections", "idle_s", "late_ms"):
-            if not getattr(self, name) > 0:
-                raise ConfigurationError(f"{name}: must be greater than zero")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigurationError(f"{name}: must be a number greater than zero")
         if self.grace_s < 0:
             raise ConfigurationError("grace_s: must not be negative")
         if self.requests is not None and self.requests < 1:
@@ -134,16 +135,16 @@ class LoadSettings:
         )
 
     def arguments(self) -> list[str]:
-        """Return the same settings as arguments of `python -m bench.load`."""
+        """Return the same settings as arguments of `python -m bench.load`, from any directory."""
         words = ["--url", self.url, "--rate", repr(self.rate)]
         for path in self.paths:
             words += ["--path", path]
         words += ["--mix", ",".join(f"{name}={weight!r}" for name, weight in self.mix.items())]
         optional = {
-            "--cafile": self.cafile,
+            "--cafile": self.cafile and self.cafile.absolute(),
             "--server-name": self.server_name,
             "--requests": self.requests,
-            "--until-file": self.until_file,
+            "--until-file": self.until_file and self.until_file.absolute(),
             "--by-header": self.by_header,
         }
         for option, value in optional.items():

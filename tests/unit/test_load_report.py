@@ -170,6 +170,7 @@ def test_bad_urls(url, message):
         ("rate", 0.0),
         ("rate", float("nan")),
         ("requests", 0),
+        ("max_seconds", float("inf")),
         ("max_seconds", -1.0),
         ("paths", ()),
         ("paths", ("api",)),

@@ -33,21 +33,25 @@ def main() -> None:
 
     import ansible_runner  # noqa: PLC0415 - a third of a second, in this process only
 
-    result = ansible_runner.run(
-        private_data_dir=str(private),
-        playbook=order["playbook"],
-        inventory=order["inventory"],
-        extravars=order["variables"],
-        quiet=True,
-        event_handler=_report,
-        check_job_event_data=True,
-    )
+    try:
+        result = ansible_runner.run(
+            private_data_dir=str(private),
+            playbook=order["playbook"],
+            inventory=order["inventory"],
+            extravars=order["variables"],
+            quiet=True,
+            event_handler=_report,
+            check_job_event_data=True,
+        )
+    except ansible_runner.exceptions.AnsibleRunnerException as error:
+        # Ansible printed a line that no callback announced: it failed before it began.
+        _say("output", "", _tail(private) or str(error))
+        os._exit(1)
     if result.config.settings.get("fact_cache_type") != "memory":
         _say("failed", "ansible-runner", "it did not read its settings")
         sys.exit(1)
     if result.rc:
         _say("output", "", _tail(private))
-    sys.stdout.flush()
     os._exit(int(result.rc or 0) & 0xFF)
 
 

@@ -63,6 +63,8 @@ def run_playbook(
     """
     token = secrets.token_hex(4)
     private = make_private(make_private(state.ram) / f"ansible-{token}")
+    # An empty file of its own, or Ansible looks for one around the working directory.
+    (private / "ansible.cfg").touch()
     group = f"toolkit-{state.id}/ansible-{token}"
     order = {
         "private": str(private),
@@ -103,7 +105,7 @@ def _environment(private: Path, roles_path: Path) -> dict[str, str]:
     return shell.environment(
         PATH=f"{bin_directory}{os.pathsep}{shell.MINIMAL_ENVIRONMENT['PATH']}",
         HOME=str(private),
-        ANSIBLE_CONFIG=os.devnull,
+        ANSIBLE_CONFIG=str(private / "ansible.cfg"),
         ANSIBLE_HOME=str(private / "home"),
         ANSIBLE_LOCAL_TEMP=str(private / "tmp"),
         ANSIBLE_ROLES_PATH=str(roles_path),

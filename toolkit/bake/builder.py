@@ -99,15 +99,9 @@ def _build_machine(
     It is on the host's network, with the host's resolver and certificate authorities mounted,
     and reaches `basic.target` only: services of lower layers do not start.
     """
-    policy = scratch / "policy-rc.d"
-    policy.write_bytes(POLICY)
-    policy.chmod(0o755)
     machine_id = scratch / "machine-id"
     machine_id.write_text(secrets.token_hex(16) + "\n")
-    arguments = [
-        f"--bind-ro={policy}:/usr/sbin/policy-rc.d",
-        f"--bind-ro={machine_id}:/etc/machine-id",
-    ]
+    arguments = [f"--bind-ro={machine_id}:/etc/machine-id"]
     for path in (HOST_RESOLVER, HOST_AUTHORITIES):
         if path.exists():
             arguments.append(f"--bind-ro={path.resolve()}:{path}")
@@ -129,10 +123,17 @@ def _build_machine(
             )
         )
         machine.await_ready(deadline_s=BOOT_DEADLINE_S)
+        # A file of its own, not a mount: Ansible's apt module moves it aside for a while.
+        machine.run(
+            ["install", "-m", "0755", "/dev/stdin", "/usr/sbin/policy-rc.d"],
+            timeout_s=FINISH_TIMEOUT_S,
+            stdin=POLICY,
+        )
         yield machine
         machine.request_stop()
-    finally:
         machine.remove(deadline_s=STOP_DEADLINE_S)
+    finally:
+        machine.remove(deadline_s=0)
 
 
 def _apply(

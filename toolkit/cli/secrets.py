@@ -9,42 +9,23 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import click
 
-from toolkit.cli.options import json_option
+from toolkit.cli.context import Context, json_option, table
 from toolkit.errors import ConfigurationError
-from toolkit.project.load import load_environment
-from toolkit.project.model import Project
 from toolkit.secrets.change import apply_edit, parts_from_bytes, set_parts
 from toolkit.secrets.declarations import load_matrix
 from toolkit.secrets.document import Document, as_text
 from toolkit.secrets.editor import edit_document
 from toolkit.secrets.generate import Item, init
-from toolkit.secrets.grants import Matrix
 from toolkit.secrets.keys import KeyRing
 from toolkit.secrets.memory import VersionFile
 from toolkit.secrets.survey import Status, find_entry, matrix_rows, survey
 from toolkit.secrets.vaults import Vaults
 
-
-class Session(Protocol):
-    """What this group needs of the command line's context object."""
-
-    state: Path
-    as_json: bool
-
-    @property
-    def project(self) -> Project:
-        """The project, read when first asked for."""
-
-    def emit(self, data: Any, text: str) -> None:
-        """Print a result."""
-
-    def record(self, kind: str, **data: Any) -> None:
-        """Add an entry to the ledger."""
-
+_NOTHING = "no role declares a secret"
 
 _environment = click.argument("environment", metavar="ENV")
 _role = click.argument("role", metavar="ROLE")
@@ -63,16 +44,16 @@ def secrets() -> None:
 @_environment
 @json_option
 @click.pass_obj
-def init_command(session: Session, environment: str) -> None:
+def init_command(context: Context, environment: str) -> None:
     """Make the passwords and values that ENV lacks.
 
     Passwords, tokens and certificates are made; files have to be set. What exists is kept.
     """
-
-    vaults = _vaults(session, environment)
-    outcome = init(session.project, vaults, VersionFile(session.state), now=time.time())
+    context.state.prepare()
+    vaults = _vaults(context, environment)
+    outcome = init(context.project, vaults, VersionFile(context.state), now=time.time())
     if outcome.made or outcome.passwords:
-        session.record(
+        context.record(
             "secrets-made",
             environment=environment,
             secrets=_items(outcome.made),
@@ -93,39 +74,45 @@ def init_command(session: Session, environment: str) -> None:
         "by_hand": _items(outcome.by_hand),
         "passwords": list(outcome.passwords),
     }
-    session.emit(data, "\n".join(lines) or f"no role of {environment} declares a secret")
+    context.emit(data, "\n".join(lines) or f"no role of {environment} declares a secret")
 
 
 @secrets.command("list", epilog="Example: toolkit secrets list production")
 @_environment
 @json_option
 @click.pass_obj
-def list_command(session: Session, environment: str) -> None:
-    """List the secrets of ENV: names, versions, ages and expiry, never values."""
+def list_command(context: Context, environment: str) -> None:
+    """List names, versions, ages and expiry.
 
-    matrix = load_matrix(session.project, [environment])
-    found = survey(matrix, _vaults(session, environment), now=time.time())
+    Of all secrets of ENV, as far as you hold its keys; never a value.
+    """
+    matrix = load_matrix(context.project, [environment])
+    found = survey(matrix, _vaults(context, environment), now=time.time())
     header = ("ROLE", "SECRET", "KIND", "STATE", "VERSION", "AGE", "EXPIRES")
-    session.emit([s.as_data() for s in found], _table(header, [_row(s) for s in found]))
+    context.emit(
+        [s.as_data() for s in found], table(header, [_row(s) for s in found], empty=_NOTHING)
+    )
 
 
 @secrets.command("matrix", epilog="Example: toolkit secrets matrix production --json")
 @click.argument("environment", metavar="[ENV]", required=False)
 @json_option
 @click.pass_obj
-def matrix_command(session: Session, environment: str | None) -> None:
-    """Show who can read what, from the declarations; of ENV, or of all environments."""
+def matrix_command(context: Context, environment: str | None) -> None:
+    """Show who can read what.
 
-    rows = matrix_rows(load_matrix(session.project, [environment] if environment else None))
+    From the declarations; in ENV, or in every environment.
+    """
+    rows = matrix_rows(load_matrix(context.project, [environment] if environment else None))
     header = ("ENVIRONMENT", "ROLE", "SECRET", "KIND", "CREDENTIALS")
-    table = [
+    cells = [
         (
             *(r[key] for key in ("environment", "role", "secret", "kind")),
             ", ".join(r["credentials"]),
         )
         for r in rows
     ]
-    session.emit(rows, _table(header, table))
+    context.emit(rows, table(header, cells, empty=_NOTHING))
 
 
 @secrets.command("set", epilog="Example: pwgen 32 1 | toolkit secrets set production app api_token")
@@ -134,10 +121,10 @@ def matrix_command(session: Session, environment: str | None) -> None:
 @_name
 @json_option
 @click.pass_obj
-def set_command(session: Session, environment: str, role: str, name: str) -> None:
-    """Give a secret a new value, read from standard input.
+def set_command(context: Context, environment: str, role: str, name: str) -> None:
+    """Set a secret from standard input.
 
-    It gets the next version, in every role that declares the same name. A machine gets it with
+    It becomes the next version, in every role that declares the same name. A machine gets it with
     the next roll.
     """
     if sys.stdin.isatty():
@@ -145,8 +132,8 @@ def set_command(session: Session, environment: str, role: str, name: str) -> Non
             click.prompt("Value", hide_input=True, confirmation_prompt=True, err=True)
         ).encode()
     else:
-        value = click.get_binary_stream("stdin").read()
-    _set(session, environment, role=role, name=name, content=value, where="standard input")
+        value = sys.stdin.buffer.read()
+    _set(context, environment, role=role, name=name, content=value, where="standard input")
 
 
 @secrets.command(
@@ -158,10 +145,13 @@ def set_command(session: Session, environment: str, role: str, name: str) -> Non
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @json_option
 @click.pass_obj
-def import_command(session: Session, environment: str, role: str, name: str, file: Path) -> None:
-    """Give a secret the content of FILE, such as a PEM bundle of key and certificates."""
+def import_command(context: Context, environment: str, role: str, name: str, file: Path) -> None:
+    """Set a secret from a file.
+
+    For a certificate, FILE is a PEM bundle of the key and its certificates.
+    """
     content = file.read_bytes()
-    _set(session, environment, role=role, name=name, content=content, where=str(file))
+    _set(context, environment, role=role, name=name, content=content, where=str(file))
 
 
 @secrets.command("edit", epilog="Example: EDITOR=nano toolkit secrets edit development app")
@@ -169,23 +159,25 @@ def import_command(session: Session, environment: str, role: str, name: str, fil
 @_role
 @json_option
 @click.pass_obj
-def edit_command(session: Session, environment: str, role: str) -> None:
-    """Edit the secrets of ROLE in ENV with $VISUAL or $EDITOR, in memory."""
+def edit_command(context: Context, environment: str, role: str) -> None:
+    """Edit a role's secrets in memory.
 
-    vaults = _vaults(session, environment)
-    matrix = load_matrix(session.project, [environment])
+    With $VISUAL or $EDITOR. Nothing is written unless all of it is valid.
+    """
+    vaults = _vaults(context, environment)
+    matrix = load_matrix(context.project, [environment])
     _require_role(matrix.roles(environment), role, environment)
     before = vaults.read(role) or Document(environment, role, {})
     after = edit_document(before, ask_again=_ask_again)
     items = apply_edit(
         matrix,
         vaults,
-        VersionFile(session.state),
+        VersionFile(context.state),
         before=before,
         after=after,
         now=time.time(),
     )
-    _report_change(session, environment, items)
+    _report_change(context, environment, items)
 
 
 @secrets.command("show", epilog="Example: toolkit secrets show development app database_password")
@@ -195,50 +187,50 @@ def edit_command(session: Session, environment: str, role: str) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 @click.pass_obj
-def show_command(session: Session, environment: str, role: str, name: str, yes: bool) -> None:
-    """Print one secret, after a question; the ledger records that it was shown."""
+def show_command(context: Context, environment: str, role: str, name: str, yes: bool) -> None:
+    """Print one secret, after a question.
 
+    The ledger records that it was shown.
+    """
     _confirm(f"Print the secret {name} of {environment}.{role} here?", is_confirmed=yes)
-    entry = find_entry(_vaults(session, environment), role, name)
-    session.record(
+    entry = find_entry(_vaults(context, environment), role, name)
+    context.record(
         "secret-shown", environment=environment, role=role, name=name, version=entry.version
     )
-    if session.as_json:
-        session.emit(_revealed(entry.name, entry.version, entry.parts), "")
+    if context.as_json:
+        context.emit(_revealed(entry.name, entry.version, entry.parts), "")
         return
     value = b"".join(entry.parts.values())
     click.echo(value, nl=sys.stdout.isatty() and not value.endswith(b"\n"))
 
 
-def _vaults(session: Session, environment: str) -> Vaults:
-
-    loaded = load_environment(session.project, environment)
-    return Vaults(loaded, KeyRing(loaded, session.state))
+def _vaults(context: Context, environment: str) -> Vaults:
+    loaded = context.environment(environment)
+    return Vaults(loaded, KeyRing(loaded, context.state))
 
 
 def _set(
-    session: Session, environment: str, *, role: str, name: str, content: bytes, where: str
+    context: Context, environment: str, *, role: str, name: str, content: bytes, where: str
 ) -> None:
-
-    matrix = load_matrix(session.project, [environment])
+    matrix = load_matrix(context.project, [environment])
     secret = matrix.secret(environment, role, name)
     items = set_parts(
         matrix,
-        _vaults(session, environment),
-        VersionFile(session.state),
+        _vaults(context, environment),
+        VersionFile(context.state),
         role=role,
         name=name,
         parts=parts_from_bytes(secret, content, where),
         now=time.time(),
     )
-    _report_change(session, environment, items)
+    _report_change(context, environment, items)
 
 
-def _report_change(session: Session, environment: str, items: Sequence[Item]) -> None:
+def _report_change(context: Context, environment: str, items: Sequence[Item]) -> None:
     if items:
-        session.record("secrets-changed", environment=environment, secrets=_items(items))
+        context.record("secrets-changed", environment=environment, secrets=_items(items))
     text = "\n".join(f"changed  {_line(item)}" for item in items) or "nothing was changed"
-    session.emit({"environment": environment, "changed": _items(items)}, text)
+    context.emit({"environment": environment, "changed": _items(items)}, text)
 
 
 def _confirm(question: str, *, is_confirmed: bool) -> None:
@@ -267,7 +259,6 @@ def _require_role(known: Sequence[str], role: str, environment: str) -> None:
 
 
 def _revealed(name: str, version: int, parts: Any) -> dict[str, Any]:
-
     texts = {part: as_text(value) for part, value in parts.items()}
     if all(text is not None for text in texts.values()):
         return {"name": name, "version": version, **texts}
@@ -294,12 +285,4 @@ def _row(status: Status) -> tuple[str, ...]:
         str(status.version or "-"),
         f"{age} (overdue)" if status.is_overdue else age,
         str(expires),
-    )
-
-
-def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in (header, *rows)
     )

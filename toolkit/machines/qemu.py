@@ -7,9 +7,11 @@ able to change the image that the next one starts from.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -37,50 +39,41 @@ _STOP_S = 5.0
 
 _CREDENTIAL_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
 
-_EXIT_PORT = 0xF4
-_EXIT_VALUE = 0x2A
+_BARE = ("-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none")
 
 
 def probe_kvm(deadline_s: float) -> bool:
-    """Tell whether guests run under KVM here, by running one.
+    """Tell whether machines run under KVM here, by starting the firmware of one without an image.
 
-    /dev/kvm may open and a guest hang for ever all the same, for example inside a virtual machine
-    without working nested virtualisation.
+    That /dev/kvm can be opened says little: in a virtual machine without working nested
+    virtualisation a guest runs for some thousand instructions and then hangs for ever.
 
     Args:
-        deadline_s: How long the guest, which needs about 0.2 s, may take.
+        deadline_s: How long the firmware may take to look for a system to boot; under KVM that is
+            about a second, under plain emulation five.
     """
-    return os.access("/dev/kvm", os.R_OK | os.W_OK) and probe("kvm", deadline_s)
+    return os.access("/dev/kvm", os.R_OK | os.W_OK) and firmware_runs(
+        has_kvm=True, deadline_s=deadline_s
+    )
 
 
-def probe(accelerator: str, deadline_s: float) -> bool:
-    """Tell whether a guest of three instructions comes to its end under an accelerator.
+def firmware_runs(*, has_kvm: bool, deadline_s: float) -> bool:
+    """Tell whether a machine's firmware gets as far as looking for a system to boot.
 
     Args:
-        accelerator: `kvm` or `tcg`.
+        has_kvm: Whether to use KVM or plain emulation.
         deadline_s: How long it may take.
     """
-    # mov al, _EXIT_VALUE; out _EXIT_PORT, al; hlt -- at the address where a processor starts.
-    program = bytes([0xB0, _EXIT_VALUE, 0xE6, _EXIT_PORT, 0xF4])
-    with tempfile.NamedTemporaryFile(prefix="toolkit-probe-") as rom:
-        rom.write((bytes(0x10000 - 16) + program).ljust(0x10000, b"\0"))
-        rom.flush()
-        try:
-            completed = shell.run(
-                [PROGRAM, "-accel", accelerator, *_BARE, "-machine", "pc", "-m", "16"]
-                + ["-bios", rom.name, "-no-reboot"]
-                + ["-device", f"isa-debug-exit,iobase={_EXIT_PORT:#x},iosize=1"],
-                env=shell.environment(),
-                timeout_s=deadline_s,
-                is_checked=False,
-            )
-        except DeadlineExceeded:
-            return False
-    # QEMU's isa-debug-exit ends with (value << 1) | 1.
-    return completed.exit_code == (_EXIT_VALUE << 1 | 1) & 0xFF
-
-
-_BARE = ("-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none")
+    with tempfile.TemporaryDirectory(prefix="toolkit-probe-") as scratch:
+        disk = Path(scratch) / "empty.raw"
+        disk.write_bytes(bytes(1024 * 1024))
+        console = Path(scratch) / "console"
+        with QemuMachine(disk, console=console, has_kvm=has_kvm) as machine:
+            try:
+                machine.wait_for_console(rb"BdsDxe: ", deadline_s=deadline_s)
+            except OutsideError:
+                return False
+    return True
 
 
 class QemuMachine:
@@ -96,7 +89,8 @@ class QemuMachine:
 
     Args:
         disk: Raw disk file.
-        console: Takes what the machine prints on its first serial port.
+        console: Takes what the machine prints on its first serial port; readable by root alone.
+        volumes: Raw files that the machine sees as further disks, and may write to.
         credentials: What the machine may know, by credential name.
         forward: TCP ports of the machine that shall be reachable on this host's loopback.
         memory_mib: RAM, in MiB; half of it at most holds what the machine writes.
@@ -109,6 +103,7 @@ class QemuMachine:
         disk: Path,
         *,
         console: Path,
+        volumes: Sequence[Path] = (),
         credentials: Sequence[Secret] = (),
         forward: Sequence[int] = (),
         memory_mib: int = 1024,
@@ -117,14 +112,16 @@ class QemuMachine:
     ) -> None:
         self._disk = disk
         self._console = console
+        self._volumes = tuple(volumes)
         self._credentials = tuple(credentials)
         self._forward = tuple(forward)
         self._memory_mib = memory_mib
         self._processors = processors
-        self._accelerator = "kvm" if has_kvm else "tcg,thread=multi"
+        self._accelerator, self._processor = (
+            ("kvm", "host") if has_kvm else ("tcg,thread=multi", "max")
+        )
         self._cleanup = ExitStack()
-        self._pid: int | None = None
-        self._exit_code: int | None = None
+        self._process: int | None = None
         self._log = Path()
         self.ports: Mapping[int, int] = {}
 
@@ -154,7 +151,7 @@ class QemuMachine:
     @property
     def is_running(self) -> bool:
         """Whether QEMU runs; a machine that powers itself off ends it."""
-        return self._pid is not None and not self._has_ended()
+        return self._process is not None and not _has_ended(self._process, 0.0)
 
     def wait_for_console(self, pattern: bytes, *, deadline_s: float) -> re.Match[bytes]:
         """Wait until the console shows a regular expression.
@@ -178,8 +175,8 @@ class QemuMachine:
             if not is_running:
                 said = self._log.read_text(errors="replace").strip() if self._log.is_file() else ""
                 raise OutsideError(
-                    f"the machine of {self._disk.name} ended (QEMU's exit code {self._exit_code}) "
-                    f"before it printed {pattern!r}: {said}\n{tail}"
+                    f"the machine of {self._disk.name} ended before it printed {pattern!r}; "
+                    f"QEMU said: {said or 'nothing'}; its console ends with:\n{tail}"
                 )
             if time.monotonic() >= deadline:
                 raise DeadlineExceeded(
@@ -190,14 +187,14 @@ class QemuMachine:
 
     def stop(self) -> None:
         """End the machine at once, as pulling the plug does, and remove what it used."""
-        if self._pid is not None:
+        if self._process is not None:
             for number in (signal.SIGTERM, signal.SIGKILL):
-                if self._has_ended():
+                if _has_ended(self._process, 0.0):
                     break
-                os.kill(self._pid, number)
-                deadline = time.monotonic() + _STOP_S
-                while not self._has_ended() and time.monotonic() < deadline:
-                    time.sleep(0.02)
+                signal.pidfd_send_signal(self._process, number)
+                _has_ended(self._process, _STOP_S)
+            os.close(self._process)
+            self._process = None
         self._cleanup.close()
 
     def _start(self) -> None:
@@ -208,25 +205,31 @@ class QemuMachine:
         variables = scratch / "variables.fd"
         shutil.copyfile(FIRMWARE_VARIABLES, variables)
         self._log = scratch / "qemu.log"
-        self._console.write_bytes(b"")
+        self._console.unlink(missing_ok=True)
+        self._console.touch(mode=0o600)
         self.ports = {port: _free_port() for port in self._forward}
         with ExitStack() as memory_files:
             descriptors = [
                 memory_files.enter_context(os.fdopen(_credential_file(credential), "rb")).fileno()
                 for credential in self._credentials
             ]
-            self._pid = shell.spawn(
+            pid = shell.spawn(
                 self._arguments(variables, descriptors),
                 env=shell.environment(),
                 log=self._log,
                 pass_fds=descriptors,
             )
-            # The memory files may be closed: the child has inherited them.
+        # The child has inherited the memory files. Unlike a process id, a descriptor never comes
+        # to mean another process.
+        try:
+            self._process = os.pidfd_open(pid)
+        except ProcessLookupError:
+            raise OutsideError(f"{PROGRAM} ended at once: {self._log.read_text()}") from None
 
     def _arguments(self, variables: Path, credentials: Sequence[int]) -> list[str]:
         console = str(self._console).replace(",", ",,")
         arguments = [
-            *(PROGRAM, *_BARE, "-accel", self._accelerator, "-cpu", "max"),
+            *(PROGRAM, *_BARE, "-accel", self._accelerator, "-cpu", self._processor),
             # The 64-bit entry point lifts the limit of 64 KiB on all SMBIOS strings together.
             *("-machine", "q35,pflash0=code,pflash1=variables,smbios-entry-point-type=64"),
             *("-m", str(self._memory_mib), "-smp", str(self._processors)),
@@ -238,6 +241,9 @@ class QemuMachine:
             *("-chardev", f"file,id=console,path={console}", "-serial", "chardev:console"),
             *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny"),
         ]
+        for index, volume in enumerate(self._volumes):
+            arguments += ["-blockdev", _blockdev(f"volume{index}", volume, is_read_only=False)]
+            arguments += ["-device", f"virtio-blk-pci,drive=volume{index}"]
         if self.ports:
             forwards = "".join(
                 f",hostfwd=tcp:127.0.0.1:{here}-:{there}" for there, here in self.ports.items()
@@ -248,18 +254,19 @@ class QemuMachine:
             arguments += ["-smbios", f"type=11,path=/dev/fd/{descriptor}"]
         return arguments
 
-    def _has_ended(self) -> bool:
-        """Reap QEMU if it has ended; until then its process id cannot belong to another."""
-        if self._exit_code is None and self._pid is not None:
-            pid, status = os.waitpid(self._pid, os.WNOHANG)
-            if pid:
-                self._exit_code = os.waitstatus_to_exitcode(status)
-        return self._exit_code is not None
-
     def _printed(self) -> bytes:
         with self._console.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - MAX_CONSOLE_BYTES))
             return file.read(MAX_CONSOLE_BYTES)
+
+
+def _has_ended(process: int, timeout_s: float) -> bool:
+    """Wait until a process ends; it is reaped, unless another part of this program did that."""
+    if not select.select([process], [], [], timeout_s)[0]:
+        return False
+    with contextlib.suppress(ChildProcessError):
+        os.waitid(os.P_PIDFD, process, os.WEXITED | os.WNOHANG)
+    return True
 
 
 def _blockdev(name: str, file: Path, *, is_read_only: bool) -> str:
@@ -287,7 +294,7 @@ def _credential_file(credential: Secret) -> int:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe_socket:
-        probe_socket.bind(("127.0.0.1", 0))
-        port: int = probe_socket.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
         return port

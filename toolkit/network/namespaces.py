@@ -75,13 +75,13 @@ class EnvironmentNetwork:
         commands = ["link set dev lo up"]
         if bridge is None:
             commands += [
-                # Without an address of its own, a bridge takes the lowest one of its ports and
-                # changes it as machines come and go; neighbours would then send into the void.
-                f"link add name {BRIDGE} address {_hardware_address(self.gateway)}"
-                " type bridge stp_state 0 forward_delay 0",
+                f"link add name {BRIDGE} type bridge stp_state 0 forward_delay 0",
                 f"link set dev {BRIDGE} addrgenmode none",
             ]
         commands += [
+            # Without an address of its own, a bridge takes the lowest one of its ports and changes
+            # it as machines come and go; neighbours would then send into the void.
+            f"link set dev {BRIDGE} address {_hardware_address(self.gateway)}",
             f"addr replace {self.gateway}/{self.network.prefixlen} dev {BRIDGE}",
             f"link set dev {BRIDGE} up",
         ]
@@ -100,9 +100,9 @@ class EnvironmentNetwork:
         """
         for name in self.machine_namespaces():
             self.detach(name)
-        if _is_namespace(self.namespace) and BRIDGE in _links(self.namespace):
+        if _is_namespace(self.namespace):
             # A process that still holds the namespace keeps it alive; no traffic outlives this.
-            _batch(self.namespace, [f"link del dev {BRIDGE}"])
+            _delete_link(self.namespace, BRIDGE)
         _remove_namespace(self.namespace)
 
     def machine_namespaces(self) -> Sequence[str]:
@@ -130,11 +130,16 @@ class EnvironmentNetwork:
         commands = []
         if not is_connected:
             commands += [
-                f"link add name {port} type veth peer name {INSIDE_LINK}"
-                f" address {_hardware_address(address)} netns {machine_namespace}",
+                f"link add name {port} type veth peer name {INSIDE_LINK} netns {machine_namespace}",
                 f"link set dev {port} addrgenmode none",
             ]
-        commands += [f"link set dev {port} master {BRIDGE}", f"link set dev {port} up"]
+        commands += [
+            f"link set dev {port} master {BRIDGE}",
+            f"link set dev {port} up",
+            # Who asked for the address while nobody had it would wait a second to ask again.
+            f"neigh replace {address} lladdr {_hardware_address(address)} dev {BRIDGE}"
+            " nud permanent",
+        ]
         try:
             _batch(self.namespace, commands)
         except OutsideError as error:
@@ -150,11 +155,14 @@ class EnvironmentNetwork:
             machine_namespace,
             [
                 "link set dev lo up",
+                f"link set dev {INSIDE_LINK} address {_hardware_address(address)}",
                 # No link-local IPv6 address, hence no wait for duplicate address detection.
                 f"link set dev {INSIDE_LINK} addrgenmode none",
                 f"addr replace {address}/{self.network.prefixlen} dev {INSIDE_LINK}",
                 f"link set dev {INSIDE_LINK} up",
                 f"route replace default via {self.gateway}",
+                f"neigh replace {self.gateway} lladdr {_hardware_address(self.gateway)}"
+                f" dev {INSIDE_LINK} nud permanent",
             ],
         )
 
@@ -166,10 +174,10 @@ class EnvironmentNetwork:
             OutsideError: The kernel refused.
         """
         self._check_machine(machine_namespace)
-        if _is_namespace(machine_namespace) and INSIDE_LINK in _links(machine_namespace):
+        if _is_namespace(machine_namespace):
             # The kernel takes a namespace apart some time after its name has gone. Without this
             # the next machine could find its address still taken.
-            _batch(machine_namespace, [f"link del dev {INSIDE_LINK}"])
+            _delete_link(machine_namespace, INSIDE_LINK)
         _remove_namespace(machine_namespace)
 
     def _repair(self, machine_namespace: str, port: str) -> bool:
@@ -186,7 +194,7 @@ class EnvironmentNetwork:
             }
             if peers.get(outside.get("link_netnsid")) == machine_namespace:
                 return True
-        _batch(machine_namespace, [f"link del dev {INSIDE_LINK}"])
+        _delete_link(machine_namespace, INSIDE_LINK)
         return False
 
     def _bridge_has_gateway(self, bridge: dict[str, Any]) -> bool:
@@ -258,6 +266,17 @@ def _remove_namespace(name: str) -> None:
 def _links(namespace: str) -> dict[str, dict[str, Any]]:
     """Return what `ip addr` reports of each link, by name."""
     return {link["ifname"]: link for link in _query(namespace, "addr", "show") if link}
+
+
+def _delete_link(namespace: str, name: str) -> None:
+    """Delete a link, which may vanish by itself meanwhile: its peer's namespace may be ending."""
+    if name not in _links(namespace):
+        return
+    try:
+        _batch(namespace, [f"link del dev {name}"])
+    except OutsideError:
+        if name in _links(namespace):
+            raise
 
 
 def _addresses(link: dict[str, Any]) -> list[str]:

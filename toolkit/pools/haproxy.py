@@ -13,19 +13,17 @@ machines. All it has lies in one directory, through which any later command find
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from toolkit import shell
 from toolkit.errors import ConfigurationError, DeadlineExceeded, OutsideError
-from toolkit.pools import haproxy_config, haproxy_socket
+from toolkit.pools import haproxy_config, haproxy_socket, host
 from toolkit.pools.haproxy_socket import HaproxySocket, Processes
 
 _START_TIMEOUT_S: Final = 15.0
@@ -38,6 +36,8 @@ _SOCKET_SUFFIX_BYTES: Final = 16
 """HAProxy binds a socket under its name, its process id and `.tmp` before it renames it."""
 
 _EMPTY_STATE = "1\n"
+
+_T = TypeVar("_T")
 
 
 class HaproxyProcess:
@@ -79,7 +79,7 @@ class HaproxyProcess:
         """
         if not self.is_running():
             self.start(config_text)
-        elif self._loaded_digest() != _digest(config_text):
+        elif self._patiently(self._loaded_digest) != _digest(config_text):
             self._reload(config_text)
 
     def start(self, config_text: str) -> None:
@@ -95,9 +95,9 @@ class HaproxyProcess:
             raise OutsideError(f"haproxy in {self.directory} is already running")
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._end_leftovers()
-        _check_ports(haproxy_config.public_addresses(config_text))
+        host.check_ports_free(haproxy_config.public_addresses(config_text))
         if not self._state_file.exists():
-            _write(self._state_file, _EMPTY_STATE)
+            host.write(self._state_file, _EMPTY_STATE)
         self._install(config_text)
         pid = shell.spawn(
             ["haproxy", "-W", "-S", f"{self._master.path},mode,600", "-f", self._config],
@@ -105,8 +105,9 @@ class HaproxyProcess:
             log=self._log,
             cwd=self.directory,
         )
-        _write(self._pid_file, _identity(pid) or "")
+        host.write(self._pid_file, host.identity(pid) or "")
         self._await(lambda: self._is_loaded(config_text), since=0)
+        self._restore_health(self._state_file.read_text())
 
     def stop(self, *, deadline_s: float) -> None:
         """Let running requests end, then end the process and forget what the slots held.
@@ -124,8 +125,8 @@ class HaproxyProcess:
                 (signal.SIGTERM, _KILL_TIMEOUT_S),
                 (signal.SIGKILL, _KILL_TIMEOUT_S),
             ):
-                _signal(pid, number)
-                if _wait(lambda: self._pid() is None, timeout_s=patience_s):
+                host.send(pid, number)
+                if host.wait(lambda: self._pid() is None, timeout_s=patience_s):
                     break
             else:
                 raise DeadlineExceeded(f"haproxy {pid} in {self.directory} does not end")
@@ -135,11 +136,11 @@ class HaproxyProcess:
 
     def remember(self, servers_state: str) -> None:
         """Keep the worker's `show servers state` for the next worker, whatever ends this one."""
-        _write(self._state_file, servers_state)
+        host.write(self._state_file, servers_state)
 
     def leaving_workers(self) -> Sequence[HaproxySocket]:
         """Return where the workers take commands that a reload has replaced but not yet ended."""
-        return [self._worker(pid) for pid in self._processes().leaving]
+        return [self._worker(pid) for pid in self._patiently(self._processes).leaving]
 
     def _reload(self, config_text: str) -> None:
         """Replace the worker by one with this configuration.
@@ -151,14 +152,38 @@ class HaproxyProcess:
         pid = self._pid()
         if pid is None:
             raise OutsideError(f"haproxy in {self.directory} has ended")
-        listening = haproxy_config.public_addresses(self._config.read_text())
-        _check_ports(haproxy_config.public_addresses(config_text) - listening)
-        failed = self._processes().failed_reloads
+        previous = self._config.read_text()
+        listening = haproxy_config.public_addresses(previous)
+        host.check_ports_free(haproxy_config.public_addresses(config_text) - listening)
+        failed = self._patiently(self._processes).failed_reloads
         self._install(config_text)
-        self.remember(self.admin.ask(["show servers state"]))
+        state = self.admin.ask(["show servers state"])
+        self.remember(state)
         since = self._log.stat().st_size
-        _signal(pid, signal.SIGUSR2)
-        self._await(lambda: self._is_loaded(config_text), since=since, failed_reloads=failed)
+        host.send(pid, signal.SIGUSR2)
+        try:
+            self._await(lambda: self._is_loaded(config_text), since=since, failed_reloads=failed)
+        except OutsideError:
+            host.write(self._config, previous)
+            raise
+        self._restore_health(state)
+
+    def _restore_health(self, servers_state: str) -> None:
+        """Tell a new worker which slots were healthy.
+
+        It reads that from the state file, and forgets it when it takes a slot out of the
+        maintenance that the configuration puts it in: the slot is then healthy, and a single
+        failed check away from being unhealthy (measured on 2.6.12).
+        """
+        if haproxy_socket.has_servers_state(servers_state):
+            self.admin.ask(
+                [
+                    f"set server {row['be_name']}/{row['srv_name']} health "
+                    + ("down" if row["srv_op_state"] == haproxy_socket.OPERATION_STOPPED else "up")
+                    for row in haproxy_socket.parse_servers_state(servers_state)
+                    if not int(row["srv_admin_state"]) & haproxy_socket.ADMIN_MAINTENANCE
+                ]
+            )
 
     def _is_loaded(self, config_text: str) -> bool:
         """Whether only workers with this configuration take commands and new connections."""
@@ -167,7 +192,7 @@ class HaproxyProcess:
                 return False
             # Old and new worker share the listening sockets for a moment. A command or a request
             # may reach the old one until it knows that it is leaving.
-            processes = self._ask_processes()
+            processes = self._processes()
             return bool(processes.current) and all(
                 self._worker(pid).ask(["show info"]).find("\nStopping: 0\n") < 0
                 for pid in processes.leaving
@@ -199,16 +224,16 @@ class HaproxyProcess:
 
     def _has_failed(self, failed_reloads: int) -> bool:
         try:
-            return self._ask_processes().failed_reloads > failed_reloads
+            return self._processes().failed_reloads > failed_reloads
         except OutsideError:
             return False
 
     def _install(self, config_text: str) -> None:
         """Put the configuration in place if HAProxy accepts it."""
         draft = self._config.with_suffix(".new")
-        _write(draft, _marked(config_text))
+        host.write(draft, _marked(config_text))
         outcome = shell.run(
-            ["haproxy", "-c", "-q", "-f", draft],
+            ["haproxy", "-c", "-f", draft],
             env=shell.environment(),
             timeout_s=_START_TIMEOUT_S,
             cwd=self.directory,
@@ -226,18 +251,18 @@ class HaproxyProcess:
         return haproxy_socket.parse_info(self.admin.ask(["show info"])).get("description", "")
 
     def _processes(self) -> Processes:
-        """Ask the master, which does not listen for a moment while it executes itself anew."""
+        return haproxy_socket.parse_processes(self._master.ask(["show proc"]))
+
+    def _patiently(self, ask: Callable[[], _T]) -> _T:
+        """Ask again while nobody answers; the master is deaf while it executes itself anew."""
         deadline = time.monotonic() + self._master.timeout_s
         while True:
             try:
-                return self._ask_processes()
+                return ask()
             except OutsideError:
-                if time.monotonic() > deadline or self._pid() is None:
+                if time.monotonic() > deadline or not self.is_running():
                     raise
             time.sleep(_POLL_S)
-
-    def _ask_processes(self) -> Processes:
-        return haproxy_socket.parse_processes(self._master.ask(["show proc"]))
 
     def _worker(self, pid: int) -> HaproxySocket:
         return HaproxySocket(self._master.path, prefix=f"@!{pid} ")
@@ -249,24 +274,13 @@ class HaproxyProcess:
         except FileNotFoundError:
             return None
         number = recorded.partition(" ")[0]
-        if not number.isdecimal() or _identity(int(number)) != recorded:
+        if not number.isdecimal() or host.identity(int(number)) != recorded:
             return None
         return int(number)
 
     def _end_leftovers(self) -> None:
-        """Kill processes of this directory whose master is gone; they would hold the ports."""
-        ours = os.fsencode(self._config)
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdecimal():
-                continue
-            try:
-                argv = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if Path(os.fsdecode(argv[0])).name == "haproxy" and ours in argv:
-                pid = int(entry.name)
-                _signal(pid, signal.SIGKILL)
-                _wait(lambda pid=pid: _identity(pid) is None, timeout_s=_KILL_TIMEOUT_S)  # type: ignore[misc]
+        """Kill workers whose master is gone; they would hold the ports."""
+        host.kill_all("haproxy", argument=str(self._config))
 
     def _words(self, since: int) -> str:
         """Return HAProxy's last words since a position in its log."""
@@ -289,71 +303,3 @@ def _alerts(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     alerts = [line for line in lines if line.startswith("[ALERT]")]
     return "; ".join(alerts or lines[-3:])[-2000:] or "it printed nothing"
-
-
-def _check_ports(addresses: frozenset[str]) -> None:
-    """Make sure that nobody listens on these addresses.
-
-    HAProxy itself would not always notice: it shares a port with another process of the same user
-    that allows this.
-    """
-    for address in sorted(addresses):
-        host, _, port = address.rpartition(":")
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            # Connections of an earlier process that are still timing out are no obstacle.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host.strip("[]"), int(port)))
-                probe.listen()
-            except OSError as error:
-                reason = (
-                    "is already taken"
-                    if error.errno == errno.EADDRINUSE
-                    else f"cannot be used: {error.strerror}"
-                )
-                raise ConfigurationError(
-                    f"port {port} on {host} {reason}",
-                    hint="end what listens there, or choose another public port",
-                ) from error
-
-
-def _identity(pid: int) -> str | None:
-    """Return what tells a running process from any other, before and after; None if it ended."""
-    try:
-        # The second field is the program's name, in parentheses, and may contain anything.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    if fields[0] in "ZX":
-        return None
-    return f"{pid} {fields[19]} {boot}"
-
-
-def _signal(pid: int, number: signal.Signals) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass
-
-
-def _wait(is_done: Callable[[], bool], *, timeout_s: float) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not is_done():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(_POLL_S)
-    return True
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file as a whole; a killed process leaves the old or the new one.
-
-    Not synchronised to disk: no file here is of use after the host itself has gone down.
-    """
-    draft = path.with_name(f".{path.name}.new")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    draft.replace(path)

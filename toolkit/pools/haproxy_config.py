@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -84,7 +85,7 @@ class PoolConfig:
         health_path: Answers 2xx on a healthy machine; unused for `tcp`.
         health_host: Host header of the health check.
         internal: IP address and port inside the environment's namespace, for other machines.
-        public: For clients outside.
+        public: For clients outside; on the host's loopback only.
         tls: Present exactly when the protocol is `https`.
     """
 
@@ -124,16 +125,19 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class HealthCheck:
-    """How often a slot is checked; see `docs/reference` of HAProxy for the words.
+    """How often a slot is checked, in HAProxy's words.
 
-    A new machine is seen healthy after at most three fast intervals; a dead one is taken out
-    after an interval and two fast ones.
+    A slot that has just been given a machine waits for up to one normal interval. Measured from
+    registration to healthy: 0.21 to 0.36 s with 250 and 100 ms, 0.26 to 0.64 s with 500 and 150.
+    A machine that refuses connections is out after 0.6 s; until then its requests go elsewhere.
+    The interval is also the longest that a check waits for its connection, so that `fall` has to
+    bridge moments in which the host is busy.
     """
 
-    interval_ms: int = 500
-    fast_interval_ms: int = 150
+    interval_ms: int = 250
+    fast_interval_ms: int = 100
     rise: int = CHECK_RISE
-    fall: int = 3
+    fall: int = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +196,12 @@ def render(config: BalancerConfig) -> str:
     if len(set(roles)) != len(roles):
         raise ConfigurationError("two pools have the same role")
     return _ENVIRONMENT.get_template("haproxy.cfg.j2").render(
-        config=config, check=HealthCheck(), ciphers=CIPHERS, ciphersuites=CIPHERSUITES
+        config=config,
+        check=HealthCheck(),
+        ciphers=CIPHERS,
+        ciphersuites=CIPHERSUITES,
+        free_address=FREE_ADDRESS,
+        free_port=FREE_PORT,
     )
 
 
@@ -214,10 +223,31 @@ def _check(pool: PoolConfig) -> None:
         )
     if pool.mode == "http" and not pool.health_path.startswith("/"):
         raise ConfigurationError(f"pool {pool.role}: the health path must begin with '/'")
+    if pool.internal is not None:
+        _parse_listen(pool, pool.internal)
+    if pool.public is not None and not _parse_listen(pool, pool.public.address).is_loopback:
+        raise ConfigurationError(
+            f"pool {pool.role}: {pool.public.address} is not on the host's loopback",
+            hint="listen on 127.0.0.1",
+        )
     hosts = [pool.health_host, *([pool.tls.verify_name] if pool.tls else [])]
     for host in hosts:
         if not _HOST.fullmatch(host):
             raise ConfigurationError(f"pool {pool.role}: {host!r} is not a host name")
+
+
+def _parse_listen(pool: PoolConfig, listen: str) -> ipaddress.IPv4Address:
+    address, _, port = listen.rpartition(":")
+    try:
+        parsed = ipaddress.IPv4Address(address)
+    except ValueError:
+        parsed = None
+    if parsed is None or not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise ConfigurationError(
+            f"pool {pool.role}: {listen!r} is not an IPv4 address and a port",
+            hint="write it like 127.0.0.1:8443",
+        )
+    return parsed
 
 
 def _word(value: str) -> str:

@@ -7,25 +7,19 @@ gets one. Servers that are added at run time are no way: they take traffic befor
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 from toolkit.errors import DeadlineExceeded, OutsideError
 from toolkit.model import Target, TargetState
-from toolkit.pools import haproxy_socket
+from toolkit.pools import haproxy_socket, host
 from toolkit.pools.haproxy import HaproxyProcess
-from toolkit.pools.haproxy_config import FREE_ADDRESS, FREE_PORT, Protocol, backend_name
+from toolkit.pools.haproxy_config import FREE_ADDRESS, FREE_PORT, PoolConfig, Protocol, backend_name
 from toolkit.pools.haproxy_socket import HaproxySocket
 
 _POLL_S: Final = 0.05
-
-# Bits of srv_admin_state and values of srv_op_state, from HAProxy's management guide.
-_ADMIN_MAINTENANCE: Final = 0x01 | 0x02 | 0x20 | 0x40
-_ADMIN_DRAIN: Final = 0x08 | 0x10
-_OPERATION_STOPPED: Final = "0"
 
 _EXPECTED_ANSWERS: Final = ("IP changed from", "port changed from", "no need to change")
 
@@ -49,7 +43,9 @@ class _Slot:
         weight: Share of the traffic.
         admin: What HAProxy was told.
         is_up: HAProxy's own verdict after enough checks.
-        check: Status and detail of the last check, such as `L7OK`; prefixed `* ` during a check.
+        has_full_health: Whether no check has failed since it was seen as healthy. One that
+            has left maintenance without having been checked has less.
+        check: Status of the last check that has ended, such as `L7OK`.
         detail: What the last check saw, as far as HAProxy says.
         sessions: Running and queued.
     """
@@ -60,12 +56,26 @@ class _Slot:
     weight: str
     admin: _Admin
     is_up: bool
+    has_full_health: bool
     check: str
     detail: str
     sessions: int
 
     @property
-    def is_free(self) -> bool:
+    def is_reset(self) -> bool:
+        """Whether nothing is left of whoever had the slot."""
+        return self.admin is _Admin.MAINTENANCE and self._points_nowhere
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether a machine has the slot.
+
+        One of the two alone, an address or a state, is what a command cut short has left.
+        """
+        return self.admin is not _Admin.MAINTENANCE and not self._points_nowhere
+
+    @property
+    def _points_nowhere(self) -> bool:
         return self.address == FREE_ADDRESS and self.port == FREE_PORT
 
 
@@ -74,19 +84,15 @@ class HaproxyPool:
 
     Args:
         balancer: The environment's HAProxy.
-        role: Names the backend.
-        machine_port: Where the role's machines listen.
-        protocol: As in the backend's configuration.
+        config: The pool's part of that HAProxy's configuration.
     """
 
-    def __init__(
-        self, *, balancer: HaproxyProcess, role: str, machine_port: int, protocol: Protocol
-    ) -> None:
+    def __init__(self, *, balancer: HaproxyProcess, config: PoolConfig) -> None:
         self._balancer = balancer
-        self._role = role
-        self._backend = backend_name(role)
-        self._machine_port = machine_port
-        self._passed = "L4OK" if protocol is Protocol.TCP else "L7OK"
+        self._role = config.role
+        self._backend = backend_name(config.role)
+        self._machine_port = config.machine_port
+        self._passed = "L4OK" if config.protocol is Protocol.TCP else "L7OK"
 
     def targets(self) -> Sequence[Target]:
         """Return the slots in use, as HAProxy reports them; see `toolkit.ports.Pool`."""
@@ -99,20 +105,19 @@ class HaproxyPool:
                 sessions=slot.sessions,
             )
             for slot in self._slots()
-            if not slot.is_free and slot.admin is not _Admin.MAINTENANCE
+            if slot.is_taken
         ]
 
     def register(self, addresses: Collection[str]) -> None:
-        """Give each address a slot; see `toolkit.ports.Pool`. One that has a slot keeps it as it is.
+        """Give each address a slot, unless it has one; see `toolkit.ports.Pool`.
 
         Raises:
             OutsideError: There are fewer free slots than addresses; nothing was changed.
         """
         slots = self._slots()
-        taken = {slot.address for slot in slots if slot.admin is not _Admin.MAINTENANCE}
+        taken = {slot.address for slot in slots if slot.is_taken}
         new = [address for address in dict.fromkeys(addresses) if address not in taken]
-        # A slot in maintenance that has an address is what a crash between two commands leaves.
-        free = [slot for slot in slots if slot.admin is _Admin.MAINTENANCE]
+        free = [slot for slot in slots if not slot.is_taken]
         if len(new) > len(free):
             raise OutsideError(
                 f"pool {self._role} has {len(free)} free slots, {len(new)} are needed",
@@ -122,12 +127,12 @@ class HaproxyPool:
         for address, slot in zip(new, free, strict=False):
             server = self._server(slot)
             commands += [
-                f"set server {server} addr {address} port {self._machine_port}",
+                # HAProxy takes a server that leaves maintenance for healthy before any check. It
+                # gets its address only when it is seen as down, and then needs two passed checks,
+                # of which at most one was on its way to the machine that had the slot before.
                 f"set server {server} state drain",
-                # HAProxy takes a server that leaves maintenance for healthy before any check. Seen
-                # as down, it needs two passed checks, of which at most one was on its way to the
-                # machine that had the slot before.
                 f"set server {server} health down",
+                f"set server {server} addr {address} port {self._machine_port}",
             ]
         self._change(commands)
 
@@ -145,11 +150,11 @@ class HaproxyPool:
             missing = [
                 slot
                 for slot in self._require(addresses)
-                if not (slot.is_up and slot.check.removeprefix("* ") == self._passed)
+                if not (slot.is_up and slot.has_full_health and slot.check == self._passed)
             ]
             return not missing
 
-        if not _wait(are_healthy, deadline_s=deadline_s):
+        if not host.wait(are_healthy, timeout_s=deadline_s, poll_s=_POLL_S):
             seen = "; ".join(f"{slot.address}: {self._describe(slot)}" for slot in missing)
             raise DeadlineExceeded(
                 f"pool {self._role}: not healthy after {deadline_s:g} s: {seen}",
@@ -169,8 +174,18 @@ class HaproxyPool:
         self._change(commands)
 
     def drain(self, addresses: Collection[str]) -> None:
-        """Let no new request reach the addresses; see `toolkit.ports.Pool`."""
-        self._set_state(addresses, _Admin.DRAIN)
+        """Let no new request reach the addresses; see `toolkit.ports.Pool`.
+
+        Workers that a reload has replaced need not be told: they close every HTTP connection after
+        the request that is running on it (measured).
+        """
+        self._change(
+            [
+                f"set server {self._server(slot)} state drain"
+                for slot in self._slots()
+                if slot.is_taken and slot.address in addresses
+            ]
+        )
 
     def await_drained(self, addresses: Collection[str], *, deadline_s: float) -> bool:
         """Wait until HAProxy carries nothing for the addresses; see `toolkit.ports.Pool`.
@@ -187,11 +202,24 @@ class HaproxyPool:
                 if slot.address in addresses
             )
 
-        return _wait(are_drained, deadline_s=deadline_s)
+        return host.wait(are_drained, timeout_s=deadline_s, poll_s=_POLL_S)
 
     def deregister(self, addresses: Collection[str]) -> None:
-        """Free the slots of the addresses; see `toolkit.ports.Pool`."""
-        self._set_state(addresses, _Admin.MAINTENANCE)
+        """Free the slots of the addresses; see `toolkit.ports.Pool`.
+
+        Slots that a command cut short has left half-way are reset too.
+        """
+        commands: list[str] = []
+        for slot in self._slots():
+            if slot.address not in addresses and (slot.is_taken or slot.is_reset):
+                continue
+            server = self._server(slot)
+            commands += [
+                f"set server {server} state maint",
+                f"set server {server} addr {FREE_ADDRESS} port {FREE_PORT}",
+                f"set server {server} weight 100%",
+            ]
+        self._change(commands)
 
     def snapshot(self) -> str:
         """Return one line for each slot: name, address, port, weight and what HAProxy was told.
@@ -203,37 +231,6 @@ class HaproxyPool:
             f"{slot.name} {slot.address}:{slot.port} {slot.weight} {slot.admin.value}\n"
             for slot in sorted(self._slots(), key=lambda slot: slot.name)
         )
-
-    def _set_state(self, addresses: Collection[str], state: _Admin) -> None:
-        """Set the state of the addresses' slots, in leaving workers first.
-
-        Those keep connections on which a client may still send requests, and nobody tells them
-        what the new worker is told.
-        """
-        for worker in self._balancer.leaving_workers():
-            slots = self._slots_of(worker, is_leaving=True)
-            commands = self._state_commands(slots, addresses, state)
-            if commands:
-                _ask_leaving(worker, commands)
-        self._change(self._state_commands(self._slots(), addresses, state))
-
-    def _state_commands(
-        self, slots: Iterable[_Slot], addresses: Collection[str], state: _Admin
-    ) -> list[str]:
-        commands: list[str] = []
-        for slot in slots:
-            if slot.address not in addresses or slot.is_free:
-                continue
-            server = self._server(slot)
-            if state is _Admin.MAINTENANCE:
-                commands += [
-                    f"set server {server} state maint",
-                    f"set server {server} addr {FREE_ADDRESS} port {FREE_PORT}",
-                    f"set server {server} weight 100%",
-                ]
-            elif slot.admin is not _Admin.MAINTENANCE:
-                commands.append(f"set server {server} state {state.value}")
-        return commands
 
     def _server(self, slot: _Slot) -> str:
         return f"{self._backend}/{slot.name}"
@@ -252,9 +249,7 @@ class HaproxyPool:
         self._balancer.remember(f"1\n# be_id {table}")
 
     def _require(self, addresses: Collection[str]) -> list[_Slot]:
-        found = {
-            slot.address: slot for slot in self._slots() if slot.admin is not _Admin.MAINTENANCE
-        }
+        found = {slot.address: slot for slot in self._slots() if slot.is_taken}
         unknown = sorted(set(addresses) - set(found))
         if unknown:
             raise OutsideError(f"pool {self._role} has no slot for {', '.join(unknown)}")
@@ -276,31 +271,32 @@ class HaproxyPool:
         ]
 
     def _describe(self, slot: _Slot) -> str:
-        check = slot.check.removeprefix("* ")
-        if check in ("", "INI"):
+        if slot.check in ("", "INI"):
             return "no check has ended yet"
-        if check == self._passed:
+        if slot.check == self._passed:
             return "too few checks have passed since it was registered"
-        return f"{check} {slot.detail}".strip()
+        return f"{slot.check} {slot.detail}".strip()
 
 
 def _slot(row: dict[str, str], counts: dict[str, str]) -> _Slot:
     flags = int(row["srv_admin_state"])
-    if flags & _ADMIN_MAINTENANCE:
+    if flags & haproxy_socket.ADMIN_MAINTENANCE:
         admin = _Admin.MAINTENANCE
-    elif flags & _ADMIN_DRAIN:
+    elif flags & haproxy_socket.ADMIN_DRAIN:
         admin = _Admin.DRAIN
     else:
         admin = _Admin.READY
-    words = (counts.get("check_code", ""), counts.get("check_desc", ""), counts.get("last_chk", ""))
+    words = (counts["check_desc"], counts["check_code"], counts["last_chk"])
     return _Slot(
         name=row["srv_name"],
         address=row["srv_addr"],
         port=int(row["srv_port"]),
         weight=row["srv_uweight"],
         admin=admin,
-        is_up=row["srv_op_state"] != _OPERATION_STOPPED,
-        check=counts["check_status"],
+        is_up=row["srv_op_state"] != haproxy_socket.OPERATION_STOPPED,
+        has_full_health=int(row["srv_check_health"])
+        >= int(counts["check_rise"] or 0) + int(counts["check_fall"] or 0) - 1,
+        check=counts["check_status"].removeprefix("* "),
         detail=" ".join(word for word in words if word),
         sessions=int(counts["scur"]) + int(counts["qcur"]),
     )
@@ -314,14 +310,3 @@ def _ask_leaving(worker: HaproxySocket, commands: Sequence[str]) -> str:
         raise
     except OutsideError:
         return ""
-
-
-def _wait(is_done: Callable[[], bool], *, deadline_s: float) -> bool:
-    """Ask at once, then every 50 ms until it is so or the deadline has passed."""
-    deadline = time.monotonic() + deadline_s
-    while not is_done():
-        remaining = deadline - time.monotonic()
-        if remaining <= 0:
-            return False
-        time.sleep(min(_POLL_S, remaining))
-    return True

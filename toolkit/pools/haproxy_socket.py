@@ -19,6 +19,12 @@ from toolkit.errors import DeadlineExceeded, OutsideError
 MAX_BATCH_BYTES: Final = 8192
 """A line must fit HAProxy's buffer, 16 KiB by default, less what it reserves of it."""
 
+# Bits of srv_admin_state and a value of srv_op_state, from HAProxy's management guide.
+ADMIN_MAINTENANCE: Final = 0x01 | 0x02 | 0x20 | 0x40
+ADMIN_DRAIN: Final = 0x08 | 0x10
+OPERATION_STOPPED: Final = "0"
+
+_STATE_HEADER: Final = "# be_id "
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024
 
 
@@ -94,9 +100,14 @@ def parse_stat(text: str) -> list[dict[str, str]]:
     return [dict(zip(header, row, strict=False)) for row in rows]
 
 
+def has_servers_state(text: str) -> bool:
+    """Whether `parse_servers_state` would find something."""
+    return _STATE_HEADER in text
+
+
 def parse_servers_state(text: str) -> list[dict[str, str]]:
     """Return the rows of `show servers state` found in `text`, each by column name."""
-    header, *rows = (line.split(" ") for line in _table(text, header="# be_id "))
+    header, *rows = (line.split(" ") for line in _table(text, header=_STATE_HEADER))
     return [dict(zip(header, row, strict=False)) for row in rows]
 
 

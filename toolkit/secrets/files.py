@@ -1,4 +1,4 @@
-"""Files that are either as they were or as they shall be, whenever the power fails."""
+"""Several files that are replaced together, and files that are never replaced."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from toolkit.state import sync_directory
 
-def write_atomically(files: Mapping[Path, bytes], *, mode: int = 0o600) -> None:
+
+def replace_all(files: Mapping[Path, bytes], *, mode: int = 0o600) -> None:
     """Replace files; none is replaced before the content of all is safely on the disk.
 
     Raises:
@@ -24,7 +26,7 @@ def write_atomically(files: Mapping[Path, bytes], *, mode: int = 0o600) -> None:
         for temporary in staged.values():
             temporary.unlink(missing_ok=True)
     for directory in {path.parent for path in files}:
-        _sync_directory(directory)
+        sync_directory(directory)
 
 
 def create_exclusively(path: Path, content: bytes, *, mode: int = 0o600) -> bool:
@@ -40,7 +42,7 @@ def create_exclusively(path: Path, content: bytes, *, mode: int = 0o600) -> bool
         return False
     finally:
         temporary.unlink()
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
     return True
 
 
@@ -52,11 +54,3 @@ def _stage(path: Path, content: bytes, mode: int) -> Path:
         file.flush()
         os.fsync(file.fileno())
     return Path(name)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,6 +18,7 @@ from toolkit.model import Secret
 from toolkit.project.model import Environment
 from toolkit.secrets.files import create_exclusively
 from toolkit.secrets.grants import AUTHORITY
+from toolkit.state import State
 
 PASSWORD_BYTES = 32
 """256 bits of randomness, written as 43 characters of base64url."""
@@ -49,14 +50,14 @@ class KeyRing:
 
     Args:
         environment: Its `keys` setting says where they are.
-        state: The state directory; without a setting the passwords are in its `keys` directory.
+        state: Without a setting the passwords are in its `keys` directory.
     """
 
-    def __init__(self, environment: Environment, state: Path) -> None:
+    def __init__(self, environment: Environment, state: State) -> None:
         self._environment = environment.name
         self._project = environment.directory.parent.parent
         self._command = environment.keys.command
-        self._directory = (environment.keys.directory or state / "keys") / environment.name
+        self._directory = (environment.keys.directory or state.keys) / environment.name
 
     @property
     def is_directory(self) -> bool:

@@ -7,12 +7,11 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Protocol
 
 from toolkit.errors import ConfigurationError
 from toolkit.secrets.document import Document
-from toolkit.secrets.files import write_atomically
+from toolkit.state import State, write_atomically
 
 
 class VersionMemory(Protocol):
@@ -29,11 +28,11 @@ class VersionFile:
     """A `VersionMemory` in one JSON file of the state directory. It holds no values.
 
     Args:
-        state: The state directory.
+        state: Where it is.
     """
 
-    def __init__(self, state: Path) -> None:
-        self._path = state / "secret-versions.json"
+    def __init__(self, state: State) -> None:
+        self._path = state.root / "secret-versions.json"
 
     def highest(self, environment: str, role: str, name: str) -> int | None:
         """Return the highest version seen; None for a secret never seen."""
@@ -48,7 +47,7 @@ class VersionFile:
             key = _key(environment, role, name)
             known[key] = max(version, known.get(key, 0))
             content = json.dumps(known, indent=1, sort_keys=True) + "\n"
-            write_atomically({self._path: content.encode()})
+            write_atomically(self._path, content.encode())
 
     def _read(self) -> dict[str, int]:
         try:

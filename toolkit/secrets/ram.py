@@ -44,9 +44,12 @@ def ram_directory(root: Path = RAM) -> Iterator[Path]:
 def _make(root: Path) -> tuple[Path, int]:
     while True:
         directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
-        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # Before it is locked, a sweeper may take it for an abandoned one.
+        try:
+            lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
         fcntl.flock(lock, fcntl.LOCK_EX)
-        # A sweeper may have taken it for an abandoned one before it was locked.
         if directory.exists():
             return directory, lock
         os.close(lock)

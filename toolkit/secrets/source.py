@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from toolkit.errors import ConfigurationError, NotFound
 from toolkit.model import Secret
@@ -15,6 +14,7 @@ from toolkit.secrets.grants import BALANCER, credential_names, parts_of
 from toolkit.secrets.keys import KeyRing
 from toolkit.secrets.memory import VersionMemory
 from toolkit.secrets.vaults import Vaults
+from toolkit.state import State
 
 
 class VaultSource:
@@ -22,11 +22,11 @@ class VaultSource:
 
     Args:
         project: Declares who may know what.
-        state: The state directory, for the passwords.
+        state: Where passwords are, unless the environment names another place.
         memory: Recognises versions older than one that was delivered or written before.
     """
 
-    def __init__(self, project: Project, state: Path, memory: VersionMemory) -> None:
+    def __init__(self, project: Project, state: State, memory: VersionMemory) -> None:
         self._project = project
         self._state = state
         self._memory = memory

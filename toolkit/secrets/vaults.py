@@ -13,7 +13,7 @@ from toolkit.errors import ConfigurationError
 from toolkit.project.model import Environment
 from toolkit.secrets import document, vault
 from toolkit.secrets.document import Document
-from toolkit.secrets.files import write_atomically
+from toolkit.secrets.files import replace_all
 from toolkit.secrets.keys import KeyRing
 
 _THREADS = 4
@@ -81,7 +81,7 @@ class Vaults:
             files = dict(zip((self.path(d.role) for d in documents), vaulttexts, strict=True))
         for path in files:
             path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(files)
+        replace_all(files)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import psycopg
@@ -17,6 +17,7 @@ from guestbook.settings import Settings
 DATABASE_NAME = "guestbook"
 ROLE_NAME = "guestbook"
 ANSWER_WITHIN_S = 5.0
+ASK_AGAIN_S = 0.5
 SHOWN = 20
 SCHEMA_LOCK = 0x6775657374
 
@@ -51,10 +52,9 @@ class Database:
             min_size=1,
             max_size=settings.pool_size,
             max_waiting=200,
-            timeout=3.0,
             # The pool waits twice as long after every failed attempt. Giving up early makes it
             # try again whenever a request asks, so a database that is back is found at once.
-            reconnect_timeout=0.5,
+            reconnect_timeout=ASK_AGAIN_S,
             configure=_ensure_schema,
             # One round trip for each request, so that none fails on a connection that died while
             # it was idle.
@@ -71,15 +71,22 @@ class Database:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
-        """Lend a live connection.
+        """Lend a live connection; a request waits for a database that is away for a moment.
 
         Raises:
             DatabaseUnavailableError: There is none, it broke, or it did not answer in time.
         """
         try:
-            async with asyncio.timeout(ANSWER_WITHIN_S), self._pool.connection() as connection:
+            async with asyncio.timeout(ANSWER_WITHIN_S), AsyncExitStack() as stack:
+                while True:
+                    lent = self._pool.connection(timeout=ASK_AGAIN_S)
+                    try:
+                        connection = await stack.enter_async_context(lent)
+                        break
+                    except PoolTimeout:
+                        continue
                 yield connection
-        except (psycopg.OperationalError, PoolTimeout, TooManyRequests, TimeoutError) as error:
+        except (psycopg.OperationalError, TooManyRequests, TimeoutError) as error:
             raise DatabaseUnavailableError(type(error).__name__) from error
 
 

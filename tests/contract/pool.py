@@ -1,0 +1,202 @@
+"""What every `toolkit.ports.Pool` must do, whatever balancer is behind it.
+
+A subclass provides two fixtures: `pool`, empty and with exactly `PLACES` places, and `site`, the
+real machines and clients around it.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import pytest
+
+from toolkit.errors import DeadlineExceeded, OutsideError
+from toolkit.model import TargetState
+from toolkit.ports import Pool
+
+PLACES = 4
+PATIENCE_S = 10.0
+
+
+class RunningRequest(Protocol):
+    """A request that a machine has begun to answer."""
+
+    address: str
+
+    def finish(self) -> str:
+        """Let the machine answer, and return the address that is in the answer."""
+
+
+class Site(Protocol):
+    """Machines that a pool can hold, and clients of the balancer."""
+
+    machines: Sequence[str]
+    """Addresses of at least three healthy machines."""
+
+    nobody: Sequence[str]
+    """Addresses in the machines' network where nothing answers; more than `PLACES`."""
+
+    def ask(self) -> str | None:
+        """Send a request on a new connection; return the machine's address, None if unserved."""
+
+    def begin(self) -> RunningRequest:
+        """Send a request that its machine does not answer yet."""
+
+
+def serving(pool: Pool) -> set[str]:
+    return {target.address for target in pool.targets() if target.is_serving}
+
+
+def eventually(is_so: Callable[[], bool], *, patience_s: float = PATIENCE_S) -> bool:
+    deadline = time.monotonic() + patience_s
+    while not is_so():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+class PoolContract:
+    def put_into_service(self, pool: Pool, *addresses: str) -> None:
+        pool.register(addresses)
+        pool.await_healthy(addresses, deadline_s=PATIENCE_S)
+        pool.admit(addresses)
+
+    def test_an_empty_pool_serves_nobody(self, pool: Pool, site: Site) -> None:
+        assert list(pool.targets()) == []
+        assert site.ask() is None
+
+    def test_no_addresses_are_fine_everywhere(self, pool: Pool) -> None:
+        pool.register([])
+        pool.await_healthy([], deadline_s=0)
+        pool.admit([])
+        pool.drain([])
+        assert pool.await_drained([], deadline_s=0)
+        pool.deregister([])
+        assert list(pool.targets()) == []
+
+    def test_a_registered_machine_is_checked_but_gets_no_requests(
+        self, pool: Pool, site: Site
+    ) -> None:
+        pool.register(site.machines[:2])
+        pool.await_healthy(site.machines[:2], deadline_s=PATIENCE_S)
+
+        assert {(t.address, t.state, t.is_healthy, t.sessions) for t in pool.targets()} == {
+            (address, TargetState.DRAINING, True, 0) for address in site.machines[:2]
+        }
+        assert serving(pool) == set()
+        assert site.ask() is None
+
+    def test_an_admitted_machine_gets_requests(self, pool: Pool, site: Site) -> None:
+        self.put_into_service(pool, *site.machines[:2])
+
+        assert serving(pool) == set(site.machines[:2])
+        assert {site.ask() for _ in range(20)} == set(site.machines[:2])
+
+    def test_a_machine_that_does_not_answer_is_never_healthy(self, pool: Pool, site: Site) -> None:
+        address = site.nobody[0]
+        pool.register([address])
+        with pytest.raises(DeadlineExceeded, match=address.replace(".", r"\.")):
+            pool.await_healthy([address], deadline_s=0.6)
+        assert [target.is_healthy for target in pool.targets()] == [False]
+
+    def test_one_bad_machine_among_good_ones_is_named_alone(self, pool: Pool, site: Site) -> None:
+        good, bad = site.machines[0], site.nobody[0]
+        pool.register([good, bad])
+        pool.await_healthy([good], deadline_s=PATIENCE_S)
+        with pytest.raises(DeadlineExceeded) as caught:
+            pool.await_healthy([good, bad], deadline_s=0.3)
+        assert bad in caught.value.message
+        assert good not in caught.value.message
+
+    def test_admitting_one_that_is_not_healthy_sends_it_nothing(
+        self, pool: Pool, site: Site
+    ) -> None:
+        self.put_into_service(pool, site.machines[0])
+        pool.register([site.nobody[0]])
+        pool.admit([site.nobody[0]])
+        assert {site.ask() for _ in range(10)} == {site.machines[0]}
+        assert serving(pool) == {site.machines[0]}
+
+    def test_registering_again_changes_nothing(self, pool: Pool, site: Site) -> None:
+        self.put_into_service(pool, site.machines[0])
+        pool.register([site.machines[0], site.machines[0]])
+        assert len(pool.targets()) == 1
+        assert serving(pool) == {site.machines[0]}
+
+    def test_too_many_machines_are_refused_before_anything_changes(
+        self, pool: Pool, site: Site
+    ) -> None:
+        pool.register([site.machines[0]])
+        with pytest.raises(OutsideError):
+            pool.register(site.nobody[:PLACES])
+        assert [target.address for target in pool.targets()] == [site.machines[0]]
+
+    def test_every_place_can_be_used(self, pool: Pool, site: Site) -> None:
+        pool.register(site.nobody[:PLACES])
+        assert {target.address for target in pool.targets()} == set(site.nobody[:PLACES])
+
+    def test_a_machine_without_a_place_cannot_be_admitted(self, pool: Pool, site: Site) -> None:
+        pool.register([site.machines[0]])
+        pool.await_healthy([site.machines[0]], deadline_s=PATIENCE_S)
+        with pytest.raises(OutsideError):
+            pool.admit(site.machines[:2])
+        assert serving(pool) == set()
+        with pytest.raises(OutsideError):
+            pool.await_healthy(site.machines[:2], deadline_s=0.1)
+
+    def test_a_draining_machine_ends_what_it_has_and_gets_nothing_new(
+        self, pool: Pool, site: Site
+    ) -> None:
+        old, new = site.machines[:2]
+        self.put_into_service(pool, old)
+        running = site.begin()
+        assert running.address == old
+        self.put_into_service(pool, new)
+        pool.drain([old])
+
+        assert serving(pool) == {new}
+        assert {site.ask() for _ in range(10)} == {new}
+        assert {t.address: t.sessions for t in pool.targets()}[old] == 1
+        assert not pool.await_drained([old], deadline_s=0.2)
+
+        assert running.finish() == old
+        assert pool.await_drained([old], deadline_s=PATIENCE_S)
+
+    def test_a_drained_machine_can_come_back(self, pool: Pool, site: Site) -> None:
+        self.put_into_service(pool, site.machines[0])
+        pool.drain([site.machines[0]])
+        assert site.ask() is None
+        pool.await_healthy([site.machines[0]], deadline_s=PATIENCE_S)
+        pool.admit([site.machines[0]])
+        assert site.ask() == site.machines[0]
+
+    def test_deregistering_takes_the_machine_out(self, pool: Pool, site: Site) -> None:
+        self.put_into_service(pool, *site.machines[:2])
+        pool.deregister([site.machines[0], site.nobody[0]])
+        pool.deregister([site.machines[0]])
+
+        assert [target.address for target in pool.targets()] == [site.machines[1]]
+        assert {site.ask() for _ in range(10)} == {site.machines[1]}
+        assert pool.await_drained([site.machines[0]], deadline_s=PATIENCE_S)
+
+    def test_a_place_does_not_hand_on_the_health_of_its_last_machine(
+        self, pool: Pool, site: Site
+    ) -> None:
+        self.put_into_service(pool, *site.machines[:2])
+        pool.deregister(site.machines[:2])
+        seen = set()
+        pool.register(site.nobody[:PLACES])
+        with pytest.raises(DeadlineExceeded):
+            pool.await_healthy([site.nobody[0]], deadline_s=0)
+        until = time.monotonic() + 0.7
+        while time.monotonic() < until:
+            seen |= {target.is_healthy for target in pool.targets()}
+        assert seen == {False}
+
+    def test_a_machine_that_returns_is_checked_anew(self, pool: Pool, site: Site) -> None:
+        self.put_into_service(pool, site.machines[0])
+        pool.deregister([site.machines[0]])
+        pool.register([site.machines[0]])
+        assert [target.is_healthy for target in pool.targets()] == [False]
+        pool.await_healthy([site.machines[0]], deadline_s=PATIENCE_S)

@@ -1,0 +1,53 @@
+"""`toolkit status`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from toolkit.cli.context import Context, json_option, short
+
+
+@click.command()
+@click.argument("environments", nargs=-1, metavar="[ENVIRONMENT]...")
+@json_option
+@click.pass_obj
+def status(context: Context, environments: tuple[str, ...]) -> None:
+    """Show what runs and what serves, as machines and balancers report it now.
+
+    Without an ENVIRONMENT, every environment of the project.
+
+    \b
+    Example:
+      toolkit status
+      toolkit status production --json
+    """
+    from toolkit import wiring
+    from toolkit.project.load import environment_names
+    from toolkit.roll.observe import observe
+
+    context.need_root()
+    states: list[dict[str, Any]] = []
+    for name in environments or environment_names(context.project):
+        with wiring.open_site(context, name) as site:
+            if environments or site.ledger.is_up(name):
+                states += [observe(site, role) for role in site.environment.deployments]
+    context.emit(states, "\n".join(map(_as_text, states)) or "no environment is up")
+
+
+def _as_text(state: dict[str, Any]) -> str:
+    if not state["machines"]:
+        return f"{state['environment']} {state['role']}: nothing runs"
+    serving = len(state["pool"]["serving"])
+    lines = [
+        f"{state['environment']} {state['role']}: {serving} of {len(state['machines'])} serving, "
+        f"image {short(state['image'] or '-')}, release {state['release'] or '-'}, "
+        f"commit {(state['commit'] or '-')[:12]}, by {state['by'] or '-'}"
+    ]
+    lines += [
+        f"  {one['name']:<24} {one['address']:<15} {one['state']:<10} "
+        f"smoke {one['smoke']:<8} since {one['since']}"
+        for one in state["machines"]
+    ]
+    return "\n".join(lines)

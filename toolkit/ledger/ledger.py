@@ -1,0 +1,317 @@
+"""The ledger: what was done, by whom, from what, and what is meant to exist."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Engine,
+    create_engine,
+    delete,
+    event,
+    insert,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.exc import DatabaseError
+
+from toolkit.errors import ConfigurationError, OutsideError
+from toolkit.ledger import tables
+from toolkit.ledger.chain import GENESIS, entry_hash, first_break
+
+BUSY_TIMEOUT_S = 30
+
+
+@dataclass(frozen=True, slots=True)
+class MachineRecord:
+    """A machine that is meant to exist.
+
+    Attributes:
+        name: Its name.
+        environment: Where it belongs.
+        role: Its kind.
+        image: Digest of its image.
+        release: The release it came with, if it came with one.
+        address: IP address within the environment.
+        standing: `new` until its smoke tests have passed, then `member` of its pool.
+        inputs: Digest over its configuration and the versions of its secrets.
+        since: When it was first launched, seconds since the epoch.
+    """
+
+    name: str
+    environment: str
+    role: str
+    image: str
+    release: str | None
+    address: str
+    standing: str
+    inputs: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class RollRecord:
+    """One roll of one role.
+
+    Attributes:
+        id: Name of the roll.
+        environment: Where.
+        role: Which role.
+        image: Digest of the image rolled in.
+        release: The release it belongs to.
+        previous: Digest of the image that served before.
+        outcome: `running`, `rolled`, `discarded`, `rolled-back`, `unchanged` or `failed`.
+        by: Who started it.
+        started: Seconds since the epoch.
+        ended: Seconds since the epoch, or None while it runs.
+    """
+
+    id: str
+    environment: str
+    role: str
+    image: str
+    release: str | None
+    previous: str | None
+    outcome: str
+    by: str
+    started: float
+    ended: float | None
+
+
+class Ledger:
+    """One database file. Every method is one transaction.
+
+    Args:
+        engine: Made by `open_ledger`.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._engine.dispose()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """Give a connection within one transaction.
+
+        Raises:
+            OutsideError: The database refuses, a full disk for instance; nothing was written.
+        """
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except DatabaseError as error:
+            raise OutsideError(f"the ledger could not be used: {error.orig}") from None
+
+    def append(
+        self,
+        kind: str,
+        data: Mapping[str, Any],
+        *,
+        environment: str | None = None,
+        role: str | None = None,
+        roll: str | None = None,
+    ) -> None:
+        """Add an entry to the chain."""
+        with self.transaction() as connection:
+            append_entry(connection, kind, data, environment=environment, role=role, roll=roll)
+
+    def entries(
+        self,
+        *,
+        environment: str | None = None,
+        role: str | None = None,
+        kinds: Sequence[str] = (),
+        without: Sequence[str] = (),
+        limit: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """Return entries, newest first."""
+        query = select(tables.entries).order_by(tables.entries.c.sequence.desc())
+        if environment:
+            query = query.where(tables.entries.c.environment == environment)
+        if role:
+            query = query.where(tables.entries.c.role == role)
+        if kinds:
+            query = query.where(tables.entries.c.kind.in_(kinds))
+        if without:
+            query = query.where(tables.entries.c.kind.not_in(without))
+        with self.transaction() as connection:
+            return [dict(row) for row in connection.execute(query.limit(limit)).mappings()]
+
+    def first_break(self) -> int | None:
+        """Return where the chain is broken, or None when it is whole."""
+        query = select(tables.entries).order_by(tables.entries.c.sequence)
+        with self.transaction() as connection:
+            return first_break(dict(row) for row in connection.execute(query).mappings())
+
+    def is_up(self, environment: str) -> bool:
+        """Whether an environment is meant to be up."""
+        query = select(tables.environments).where(tables.environments.c.name == environment)
+        with self.transaction() as connection:
+            return connection.execute(query).first() is not None
+
+    def set_up(self, environment: str, *, is_up: bool) -> None:
+        """Record whether an environment is meant to be up."""
+        table = tables.environments
+        with self.transaction() as connection:
+            connection.execute(delete(table).where(table.c.name == environment))
+            if is_up:
+                connection.execute(insert(table).values(name=environment, since=time.time()))
+            kind = "environment.up" if is_up else "environment.down"
+            append_entry(connection, kind, {}, environment=environment)
+
+    def machines(self, environment: str, role: str | None = None) -> list[MachineRecord]:
+        """Return the machines that are meant to exist, oldest first."""
+        table = tables.machines
+        query = select(table).where(table.c.environment == environment)
+        if role:
+            query = query.where(table.c.role == role)
+        with self.transaction() as connection:
+            rows = connection.execute(query.order_by(table.c.since, table.c.name)).mappings()
+            return [MachineRecord(**row) for row in rows]
+
+    def add_machines(self, records: Sequence[MachineRecord]) -> None:
+        """Record machines before they are launched."""
+        with self.transaction() as connection:
+            for record in records:
+                values = {name: getattr(record, name) for name in MachineRecord.__slots__}
+                connection.execute(insert(tables.machines).values(values))
+
+    def set_standing(self, names: Sequence[str], standing: str) -> None:
+        """Record what became of machines."""
+        table = tables.machines
+        with self.transaction() as connection:
+            connection.execute(
+                update(table).where(table.c.name.in_(names)).values(standing=standing)
+            )
+
+    def forget_machines(self, names: Sequence[str]) -> None:
+        """Record that machines are gone."""
+        with self.transaction() as connection:
+            connection.execute(delete(tables.machines).where(tables.machines.c.name.in_(names)))
+
+    def start_roll(self, record: RollRecord) -> None:
+        """Record that a roll begins."""
+        values = {name: getattr(record, name) for name in RollRecord.__slots__}
+        with self.transaction() as connection:
+            connection.execute(insert(tables.rolls).values(values))
+            append_entry(
+                connection,
+                "roll.started",
+                {"image": record.image, "release": record.release, "previous": record.previous},
+                environment=record.environment,
+                role=record.role,
+                roll=record.id,
+            )
+
+    def end_roll(self, roll: str, outcome: str, data: Mapping[str, Any]) -> None:
+        """Record how a roll ended."""
+        table = tables.rolls
+        with self.transaction() as connection:
+            row = connection.execute(select(table).where(table.c.id == roll)).mappings().one()
+            connection.execute(
+                update(table).where(table.c.id == roll).values(outcome=outcome, ended=time.time())
+            )
+            append_entry(
+                connection,
+                f"roll.{outcome}",
+                {"image": row["image"], "previous": row["previous"], **data},
+                environment=row["environment"],
+                role=row["role"],
+                roll=roll,
+            )
+
+    def rolls(self, environment: str, role: str | None = None) -> list[RollRecord]:
+        """Return the rolls of an environment, newest first."""
+        table = tables.rolls
+        query = select(table).where(table.c.environment == environment)
+        if role:
+            query = query.where(table.c.role == role)
+        with self.transaction() as connection:
+            rows = connection.execute(query.order_by(table.c.started.desc())).mappings()
+            return [RollRecord(**row) for row in rows]
+
+
+def open_ledger(path: Path) -> Ledger:
+    """Open the ledger of a state directory; make it when it is not there.
+
+    Raises:
+        OutsideError: The file cannot be opened or is not a database.
+        ConfigurationError: A newer toolkit wrote it.
+    """
+    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_S})
+    event.listen(engine, "connect", _configure)
+    event.listen(engine, "begin", _begin)
+    ledger = Ledger(engine)
+    with ledger.transaction() as connection:
+        version = int(connection.execute(text("PRAGMA user_version")).scalar_one())
+        if version > tables.SCHEMA_VERSION:
+            raise ConfigurationError(
+                f"{path} was written by a newer toolkit", hint="use that version of the toolkit"
+            )
+        if version == 0:
+            tables.metadata.create_all(connection)
+            connection.execute(text(f"PRAGMA user_version = {tables.SCHEMA_VERSION}"))
+            path.chmod(0o600)
+    return ledger
+
+
+def append_entry(
+    connection: Connection,
+    kind: str,
+    data: Mapping[str, Any],
+    *,
+    environment: str | None = None,
+    role: str | None = None,
+    roll: str | None = None,
+) -> None:
+    """Add an entry to the chain within a transaction that writes more than that."""
+    last = connection.execute(
+        select(tables.entries.c.sequence, tables.entries.c.hash)
+        .order_by(tables.entries.c.sequence.desc())
+        .limit(1)
+    ).first()
+    entry: dict[str, Any] = {
+        "sequence": last.sequence + 1 if last else 1,
+        "time": time.time(),
+        "kind": kind,
+        "by": operator(),
+        "environment": environment,
+        "role": role,
+        "roll": roll,
+        "data": dict(data),
+        "previous": last.hash if last else GENESIS,
+    }
+    connection.execute(insert(tables.entries).values(**entry, hash=entry_hash(entry)))
+
+
+def operator() -> str:
+    """Return who runs the toolkit: `user@host`, the one behind sudo if there is one."""
+    try:
+        user = os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+def _configure(connection: Any, _record: Any) -> None:
+    # The driver would begin transactions late; `_begin` does it at once and for writing.
+    connection.isolation_level = None
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

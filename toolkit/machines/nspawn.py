@@ -1,0 +1,197 @@
+"""The local provider: machines are systemd-nspawn containers on this host."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+
+from toolkit import shell
+from toolkit.errors import OutsideError
+from toolkit.machines import cgroups
+from toolkit.machines.container import Container, ContainerOrder
+from toolkit.model import Image, LaunchOrder, Machine, MachineState
+from toolkit.network.namespaces import EnvironmentNetwork
+from toolkit.state import State, make_private, write_atomically
+
+
+class NspawnProvider:
+    """Machines of one environment.
+
+    A machine leaves these traces, all under its name: a description and a pid file in the
+    runtime directory, a control group, a network namespace. Any of them is enough to find and
+    remove it.
+
+    Args:
+        environment: Name of the environment.
+        state: Where its files are.
+        network: The environment's network; it is up.
+        find_image: Returns an image by digest.
+        layer_path: Returns the sealed file of a layer by digest.
+    """
+
+    def __init__(
+        self,
+        environment: str,
+        *,
+        state: State,
+        network: EnvironmentNetwork,
+        find_image: Callable[[str], Image],
+        layer_path: Callable[[str], Path],
+    ) -> None:
+        self._environment = environment
+        self._state = state
+        self._network = network
+        self._find_image = find_image
+        self._layer_path = layer_path
+        self._containers: dict[str, Container] = {}
+
+    def publish(self, images: Collection[str]) -> None:
+        """Check that every layer is on this host; there is nothing to bring.
+
+        Raises:
+            OutsideError: A layer's file is missing or has another size than was sealed.
+        """
+        for digest in images:
+            for layer in self._find_image(digest).layers:
+                path = self._layer_path(layer.digest)
+                if not path.is_file() or path.stat().st_size != layer.size_bytes:
+                    raise OutsideError(
+                        f"layer {layer.name} of image {digest[:19]} is damaged or missing",
+                        hint="bake again: what is missing is built",
+                    )
+
+    def launch(self, orders: Sequence[LaunchOrder]) -> None:
+        """Begin to start machines; one that runs already is left alone."""
+        make_private(self._directory)
+        for order in orders:
+            container = self._container(order.name)
+            if container.process is not None:
+                continue
+            if self._exists(order.name):
+                self.destroy([order.name], deadline_s=0)
+                container = self._container(order.name)
+            description = {
+                "role": order.role,
+                "image": order.image,
+                "address": order.address,
+                "since": time.time(),
+            }
+            write_atomically(self._description(order.name), json.dumps(description).encode())
+            self._network.attach(self.namespace(order.name), order.address)
+            container.start(self._container_order(order))
+
+    def await_running(self, names: Collection[str], *, deadline_s: float) -> None:
+        """Wait until every machine's systemd reports that it is up."""
+        deadline = time.monotonic() + deadline_s
+        for name in names:
+            remaining = max(deadline - time.monotonic(), 0.1)
+            self._container(name).await_ready(deadline_s=remaining)
+
+    def machines(self) -> Sequence[Machine]:
+        """Return every machine that left a trace, as it is now."""
+        return [self._observe(name) for name in self._names()]
+
+    def destroy(self, names: Collection[str], *, deadline_s: float) -> None:
+        """Power machines off, all at once, and remove everything of theirs except volumes."""
+        existing = [name for name in names if self._exists(name)]
+        containers = [self._container(name) for name in existing]
+        for container in containers:
+            container.request_stop()
+        deadline = time.monotonic() + deadline_s
+        for name, container in zip(existing, containers, strict=True):
+            container.remove(deadline_s=max(deadline - time.monotonic(), 0.0))
+            self._network.detach(self.namespace(name))
+            self._description(name).unlink(missing_ok=True)
+            self._containers.pop(name, None)
+
+    def run(
+        self, name: str, argv: Sequence[str], *, timeout_s: float, is_checked: bool = True
+    ) -> shell.Completed:
+        """Run a program inside a machine; see `toolkit.shell.run`."""
+        return self._container(name).run(argv, timeout_s=timeout_s, is_checked=is_checked)
+
+    def init_pid(self, name: str) -> int | None:
+        """Return the host's process id of a machine's init, or None when it does not run."""
+        return self._container(name).init_pid
+
+    def namespace(self, name: str) -> str:
+        """Return the network namespace of a machine."""
+        return f"{self._state.namespace(self._environment)}.{name}"
+
+    def remove_traces(self) -> None:
+        """Remove what no machine uses: runtime files of this environment."""
+        for path in self._directory.glob("*"):
+            path.unlink(missing_ok=True)
+        try:
+            self._directory.rmdir()
+        except OSError:
+            pass
+
+    @property
+    def _directory(self) -> Path:
+        return self._state.runtime / self._environment / "machines"
+
+    @property
+    def _group(self) -> str:
+        return f"toolkit-{self._state.id}/{self._environment}"
+
+    def _description(self, name: str) -> Path:
+        return self._directory / f"{name}.json"
+
+    def _names(self) -> list[str]:
+        described = {path.stem for path in self._directory.glob("*.json")}
+        return sorted(described.union(cgroups.groups_below(self._group)))
+
+    def _exists(self, name: str) -> bool:
+        return (
+            self._description(name).exists()
+            or name in cgroups.groups_below(self._group)
+            or self.namespace(name) in self._network.machine_namespaces()
+        )
+
+    def _container(self, name: str) -> Container:
+        if name not in self._containers:
+            self._containers[name] = Container(
+                cgroup=f"{self._group}/{name}", files=self._directory / name
+            )
+        return self._containers[name]
+
+    def _observe(self, name: str) -> Machine:
+        try:
+            description: Mapping[str, str | float] = json.loads(
+                self._description(name).read_bytes()
+            )
+        except (OSError, ValueError):
+            description = {}
+        container = self._container(name)
+        if container.process is None:
+            state = MachineState.STOPPED
+        else:
+            state = MachineState.RUNNING if container.init_pid else MachineState.STARTING
+        return Machine(
+            name=name,
+            environment=self._environment,
+            role=str(description.get("role", "")),
+            image=str(description.get("image", "")),
+            address=str(description.get("address", "")),
+            state=state,
+            since=float(description.get("since", 0.0)),
+        )
+
+    def _container_order(self, order: LaunchOrder) -> ContainerOrder:
+        arguments = [f"--network-namespace-path=/run/netns/{self.namespace(order.name)}"]
+        volumes = self._state.volumes(self._environment)
+        for volume, mountpoint in order.volumes.items():
+            path = volumes / f"{order.role}-{volume}"
+            path.mkdir(parents=True, exist_ok=True)
+            arguments.append(f"--bind={path}:{mountpoint}")
+        return ContainerOrder(
+            name=order.name,
+            layers=[self._layer_path(one.digest) for one in self._find_image(order.image).layers],
+            mountpoint=self._state.runtime / "mnt",
+            cgroup=f"{self._group}/{order.name}",
+            arguments=arguments,
+            credentials=order.credentials,
+        )

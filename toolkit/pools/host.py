@@ -1,0 +1,109 @@
+"""What the balancer needs of the host: its process found again, free ports, files in one piece."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from toolkit.errors import ConfigurationError
+
+_POLL_S: Final = 0.01
+_KILL_TIMEOUT_S: Final = 5.0
+
+
+def check_ports_free(addresses: frozenset[str]) -> None:
+    """Make sure that nobody listens on these addresses.
+
+    HAProxy itself would not always notice: it shares a port with another process of the same user
+    that allows this.
+    """
+    for address in sorted(addresses):
+        host, _, port = address.rpartition(":")
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            # Connections of an earlier process that are still timing out are no obstacle.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host.strip("[]"), int(port)))
+                probe.listen()
+            except OSError as error:
+                reason = (
+                    "is already taken"
+                    if error.errno == errno.EADDRINUSE
+                    else f"cannot be used: {error.strerror}"
+                )
+                raise ConfigurationError(
+                    f"port {port} on {host} {reason}",
+                    hint="end what listens there, or choose another public port",
+                ) from error
+
+
+def identity(pid: int) -> str | None:
+    """Return what tells a running process from any other, before and after; None if it ended."""
+    try:
+        # The second field is the program's name, in parentheses, and may contain anything.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    if fields[0] in "ZX":
+        return None
+    return f"{pid} {fields[19]} {boot}"
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    """Send a signal; a process that has ended is fine."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def wait(is_done: Callable[[], bool], *, timeout_s: float, poll_s: float = _POLL_S) -> bool:
+    """Ask at once, then every `poll_s`, until it is so; return whether it came true."""
+    deadline = time.monotonic() + timeout_s
+    while not is_done():
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            return False
+        time.sleep(min(poll_s, remaining))
+    return True
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file as a whole; a killed process leaves the old or the new one.
+
+    Not synchronised to disk: no file here is of use after the host itself has gone down.
+    """
+    draft = path.with_name(f".{path.name}.new")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    draft.replace(path)
+
+
+def kill_all(program: str, *, argument: str) -> None:
+    """Kill every process of a program that was started with exactly this argument.
+
+    Args:
+        program: Name of its file.
+        argument: Must be one that nobody else would give, such as the path of an own file.
+    """
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal():
+            continue
+        try:
+            argv = (entry / "cmdline").read_text(errors="surrogateescape").split("\0")
+        except OSError:
+            continue
+        if Path(argv[0]).name == program and argument in argv:
+            pid = int(entry.name)
+            known = identity(pid)
+            send(pid, signal.SIGKILL)
+            wait(lambda pid=pid, known=known: identity(pid) != known, timeout_s=_KILL_TIMEOUT_S)  # type: ignore[misc]

@@ -1,0 +1,127 @@
+"""The HAProxy of an environment, configured from the environment's definition."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from toolkit.errors import ConfigurationError
+from toolkit.model import Secret
+from toolkit.pools.haproxy import HaproxyProcess
+from toolkit.pools.haproxy_config import (
+    BalancerConfig,
+    PoolConfig,
+    Protocol,
+    PublicListen,
+    UpstreamTls,
+    render,
+)
+from toolkit.pools.haproxy_pool import HaproxyPool
+from toolkit.project.model import Environment, Project
+from toolkit.state import make_private, write_atomically
+
+STOP_DEADLINE_S = 10.0
+SPARE_SLOTS = 2
+"""Beyond room for a whole fleet of old and a whole fleet of new machines."""
+
+
+class LocalBalancer:
+    """One HAProxy with a pool for each role.
+
+    Args:
+        project: Says how machines are spoken to.
+        environment: Says what is public.
+        namespace: Network namespace of the environment.
+        runtime: Directory of its sockets and files.
+        ram: Directory, on a RAM file system, for the certificate's key.
+        edge_secrets: Returns the credentials of the balancer itself.
+    """
+
+    def __init__(
+        self,
+        project: Project,
+        environment: Environment,
+        *,
+        namespace: str,
+        runtime: Path,
+        ram: Path,
+        edge_secrets: Callable[[], Mapping[str, Secret]],
+    ) -> None:
+        self._environment = environment
+        self._ram = ram
+        self._edge_secrets = edge_secrets
+        self._process = HaproxyProcess(directory=runtime)
+        self._config = BalancerConfig(
+            namespace=namespace,
+            runtime_directory=runtime,
+            pools=tuple(self._pool_config(project, role) for role in environment.deployments),
+        )
+
+    def ensure(self) -> None:
+        """Have HAProxy run with the environment's configuration."""
+        if any(deployment.public for deployment in self._environment.deployments.values()):
+            self._write_certificate()
+        make_private(self._config.runtime_directory.parent)
+        self._process.ensure(render(self._config))
+
+    def stop(self) -> None:
+        """End HAProxy and remove its files."""
+        self._process.stop(deadline_s=STOP_DEADLINE_S)
+        shutil.rmtree(self._config.runtime_directory, ignore_errors=True)
+        shutil.rmtree(self._ram, ignore_errors=True)
+
+    def is_running(self) -> bool:
+        """Whether HAProxy runs."""
+        return self._process.is_running()
+
+    def pools(self) -> dict[str, HaproxyPool]:
+        """Return the pools by role."""
+        return {
+            config.role: HaproxyPool(balancer=self._process, config=config)
+            for config in self._config.pools
+        }
+
+    @property
+    def _certificate(self) -> Path:
+        return self._ram / "edge.pem"
+
+    def _write_certificate(self) -> None:
+        secrets = self._edge_secrets()
+        try:
+            pem = b"\n".join(secrets[f"edge_tls.{part}"].reveal() for part in ("crt", "key"))
+        except KeyError:
+            raise ConfigurationError(
+                f"{self._environment.name} has no certificate for its public address",
+                hint=f"run 'toolkit secrets init {self._environment.name}'",
+            ) from None
+        make_private(self._ram.parent)
+        make_private(self._ram)
+        write_atomically(self._certificate, pem)
+
+    def _pool_config(self, project: Project, role: str) -> PoolConfig:
+        spec, deployment = project.roles[role], self._environment.deployments[role]
+        gateway = next(self._environment.network.hosts())
+        tls = None
+        if spec.protocol == "https":
+            tls = UpstreamTls(
+                self._environment.directory / "authority.pem",
+                machine_tls_name(role, self._environment.name),
+            )
+        return PoolConfig(
+            role=role,
+            slots=2 * deployment.machines + SPARE_SLOTS,
+            machine_port=spec.port,
+            protocol=Protocol(spec.protocol),
+            health_path=spec.health or "/",
+            internal=f"{gateway}:{spec.port}",
+            public=PublicListen(deployment.public, self._certificate)
+            if deployment.public
+            else None,
+            tls=tls,
+        )
+
+
+def machine_tls_name(role: str, environment: str) -> str:
+    """Return the name that the certificates of a role's machines carry."""
+    return f"{role}.{environment}.internal"

@@ -1,0 +1,85 @@
+"""What runs and what serves, from live observation beside the ledger."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from toolkit.ledger.ledger import MachineRecord
+from toolkit.model import Machine, MachineState, Target, TargetState
+from toolkit.roll.site import Site
+
+
+def observe(site: Site, role: str) -> dict[str, Any]:
+    """Return the state of one role in the form of the contract.
+
+    `serving` and `draining` are what the balancer reports; a machine's `state` is its
+    provider's word, refined by the balancer's.
+    """
+    environment = site.environment.name
+    deployment = site.environment.deployments[role]
+    live = {one.name: one for one in site.provider.machines() if one.role == role}
+    records = {one.name: one for one in site.ledger.machines(environment, role)}
+    targets = {}
+    if site.balancer.is_running():
+        targets = {target.address: target for target in site.pools[role].targets()}
+    machines = [
+        _machine(name, live.get(name), records.get(name), targets)
+        for name in sorted({*live, *records})
+    ]
+    members = [one for one in records.values() if one.standing == "member"]
+    release = next((one.release for one in members if one.release), None)
+    roll = next(
+        (one for one in site.ledger.rolls(environment, role) if one.outcome == "rolled"), None
+    )
+    return {
+        "environment": environment,
+        "role": role,
+        "image": members[-1].image if members else None,
+        "release": release,
+        "commit": site.images.release(release).commit if release else None,
+        "strategy": deployment.strategy,
+        "machines": machines,
+        "pool": {
+            "name": role,
+            "serving": [m["name"] for m in machines if m["state"] == "serving"],
+            "draining": [m["name"] for m in machines if m["state"] == "draining"],
+        },
+        "since": _timestamp(min((one.since for one in members), default=None)),
+        "by": roll.by if roll and members else None,
+    }
+
+
+def _machine(
+    name: str,
+    live: Machine | None,
+    record: MachineRecord | None,
+    targets: dict[str, Target],
+) -> dict[str, Any]:
+    address = live.address if live and live.address else record.address if record else ""
+    since = record.since if record else live.since if live else None
+    if record is None:
+        smoke = "unknown"
+    else:
+        smoke = "passed" if record.standing == "member" else "pending"
+    return {
+        "name": name,
+        "address": address,
+        "state": _state(live, targets.get(address)),
+        "smoke": smoke,
+        "since": _timestamp(since),
+    }
+
+
+def _state(live: Machine | None, target: Target | None) -> str:
+    if live is None or live.state is MachineState.STOPPED:
+        return "stopped"
+    if target is None:
+        return live.state.value
+    if target.state is TargetState.DRAINING:
+        return "draining"
+    return "serving" if target.is_serving else "unhealthy"
+
+
+def _timestamp(seconds: float | None) -> str | None:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds)) if seconds else None
