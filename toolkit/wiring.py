@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from toolkit.bake.run import Bake
 from toolkit.errors import ConfigurationError
+from toolkit.progress import step
 from toolkit.project import source
 from toolkit.project.load import select_roles
 from toolkit.state import RUNTIME_ROOT, State, exclusive
@@ -161,14 +162,24 @@ def assemble_disk(context: Context, digest: str, output: Path) -> Image:
 
     Raises:
         NotFound: There is no such image.
+        ConfigurationError: The output's directory does not exist.
     """
     from toolkit.bake import disk
 
     store = open_store(context.state)
     image = store.image(digest)
-    with bake_lock(context.state):
-        disk.write_disk(
-            image, layer_path=store.layer_path, scratch=context.state.work, output=output
+    if not output.parent.is_dir():
+        raise ConfigurationError(f"{output.parent}: there is no such directory")
+    layers = [store.layer_path(layer.digest) for layer in image.layers]
+    with bake_lock(context.state), step(context.progress, f"disk of {image.role}"):
+        boot = disk.extract_boot_files(layers[0], context.state.work / "boot")
+        disk.assemble_disk(
+            layers,
+            kernel=boot.kernel,
+            initrd=boot.initrd,
+            os_release=boot.os_release,
+            digest=image.digest,
+            output=output,
         )
     return image
 

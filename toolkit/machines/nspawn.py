@@ -188,7 +188,7 @@ class NspawnProvider:
             path.mkdir(parents=True, exist_ok=True)
             arguments.append(f"--bind={path}:{mountpoint}")
         return ContainerOrder(
-            name=order.name,
+            name=order.name.replace("_", "-"),  # a host name has no underscore
             layers=[self._layer_path(one.digest) for one in self._find_image(order.image).layers],
             mountpoint=self._state.runtime / "mnt",
             cgroup=f"{self._group}/{order.name}",

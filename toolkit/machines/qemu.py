@@ -39,7 +39,7 @@ _STOP_S = 5.0
 
 _CREDENTIAL_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
 
-_BARE = ("-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none")
+_BARE = ("-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none", "-no-reboot")
 
 
 def probe_kvm(deadline_s: float) -> bool:
@@ -150,7 +150,7 @@ class QemuMachine:
 
     @property
     def is_running(self) -> bool:
-        """Whether QEMU runs; a machine that powers itself off ends it."""
+        """Whether QEMU runs; a machine that powers itself off or restarts ends it."""
         return self._process is not None and not _has_ended(self._process, 0.0)
 
     def wait_for_console(self, pattern: bytes, *, deadline_s: float) -> re.Match[bytes]:

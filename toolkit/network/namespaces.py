@@ -264,8 +264,8 @@ def _remove_namespace(name: str) -> None:
 
 
 def _links(namespace: str) -> dict[str, dict[str, Any]]:
-    """Return what `ip addr` reports of each link, by name."""
-    return {link["ifname"]: link for link in _query(namespace, "addr", "show") if link}
+    """Return all that `ip addr` reports of each link, by name."""
+    return {link["ifname"]: link for link in _query(namespace, "-d", "addr", "show")}
 
 
 def _delete_link(namespace: str, name: str) -> None:

@@ -9,6 +9,9 @@ from toolkit.ledger.ledger import MachineRecord
 from toolkit.model import Machine, MachineState, Target, TargetState
 from toolkit.roll.site import Site
 
+SMOKE = {"new": "pending", "member": "passed"}
+"""A machine's standing in the ledger to what that says about its smoke tests."""
+
 
 def observe(site: Site, role: str) -> dict[str, Any]:
     """Return the state of one role in the form of the contract.
@@ -58,15 +61,11 @@ def _machine(
 ) -> dict[str, Any]:
     address = live.address if live and live.address else record.address if record else ""
     since = record.since if record else live.since if live else None
-    if record is None:
-        smoke = "unknown"
-    else:
-        smoke = "passed" if record.standing == "member" else "pending"
     return {
         "name": name,
         "address": address,
         "state": _state(live, targets.get(address)),
-        "smoke": smoke,
+        "smoke": SMOKE[record.standing] if record else "unknown",
         "since": _timestamp(since),
     }
 

@@ -61,17 +61,21 @@ class PytestRunner:
         """
         deadline = time.monotonic() + deadline_s
         for machine in machines:
-            if not any(self._tests(machine.role).glob("test_*.py")):
+            if not self._tests(machine.role):
                 raise ConfigurationError(
-                    f"role {machine.role} has no smoke tests in {self._tests(machine.role)}",
+                    f"role {machine.role} has no smoke tests in "
+                    f"{self._project.role_directory(machine.role) / 'smoke'}",
                     hint="nothing serves before it has passed: write test_*.py there",
                 )
         with ThreadPoolExecutor(PARALLEL_MACHINES) as pool:
             outcomes = pool.map(lambda one: self._test_one(one, deadline=deadline), machines)
             return [check for checks in outcomes for check in checks]
 
-    def _tests(self, role: str) -> Path:
-        return self._project.role_directory(role) / "smoke"
+    def _tests(self, role: str) -> list[Path]:
+        """Return the tests of a role and of every layer that its image has, lowest first."""
+        names = dict.fromkeys([*(one.role for one in self._project.roles[role].layers), role])
+        directories = [self._project.role_directory(name) / "smoke" for name in names]
+        return [path for path in directories if any(path.glob("test_*.py"))]
 
     def _test_one(self, machine: Machine, *, deadline: float) -> list[SmokeCheck]:
         pid = self._init_pid(machine.name)
@@ -109,8 +113,8 @@ class PytestRunner:
                 ["nsenter", f"--net=/run/netns/{self._namespace}", sys.executable, "-I", "-m",
                  "pytest", "-q", "-p", "no:cacheprovider", "-p", "toolkit.smoke.plugin",
                  "--import-mode=importlib", "--tb=short",
-                 "--rootdir", self._tests(machine.role), "-c", "/dev/null",
-                 self._tests(machine.role)],
+                 "--rootdir", self._project.root / "roles", "-c", "/dev/null",
+                 *self._tests(machine.role)],
                 env=shell.environment(**{
                     ORDER: str(scratch / "order"),
                     "PYTHONDONTWRITEBYTECODE": "1",

@@ -1,0 +1,1 @@
+"""What the toolkit needs of its host, and whether it is there."""
