@@ -8,7 +8,9 @@
     ├── BakeFailed              1  a role did not apply, or its result could not be sealed
     ├── SmokeTestsFailed        4  new machines failed their tests; the pool never heard of them
     ├── RolledBack              5  the new version was taken out again
-    └── LeaseHeld               6  somebody else is changing the environment
+    ├── LeaseHeld               6  somebody else is changing the environment
+    ├── UnfinishedRoll          1  a roll was cut short; it must be resumed or aborted first
+    └── Interrupted           130  the operator pressed Ctrl-C
 
 A message names its subject; the hint says what to do next. Anything else that reaches the
 command line is a bug, exit code 70.
@@ -67,6 +69,16 @@ class RolledBack(ToolkitError):
     """A roll was undone after its machines had been registered."""
 
     exit_code = 5
+
+
+class UnfinishedRoll(ToolkitError):
+    """A roll was cut short; the operator chooses between going on and going back."""
+
+
+class Interrupted(ToolkitError):
+    """The operator asked to stop, and it was done at a safe point."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 class LeaseHeld(ToolkitError):

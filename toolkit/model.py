@@ -173,6 +173,21 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Counters:
+    """What a balancer counted for one target since it got its place.
+
+    Attributes:
+        requests: Requests (or connections) sent to it.
+        errors: Of these: 5xx answers, and connections that were refused or broke.
+        response_ms: Recent average time until it answered.
+    """
+
+    requests: int
+    errors: int
+    response_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class SmokeCheck:
     """The outcome of one smoke test on one machine.
 

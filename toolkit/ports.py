@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
-from toolkit.model import Image, LaunchOrder, Machine, Release, Secret, SmokeCheck, Target
+from toolkit.model import Counters, Image, LaunchOrder, Machine, Release, Secret, SmokeCheck, Target
 
 
 class ImageCatalog(Protocol):
@@ -91,6 +91,12 @@ class MachineProvider(Protocol):
     def machines(self) -> Sequence[Machine]:
         """Return every machine of the environment, by live observation."""
 
+    def snapshot(self, role: str, label: str) -> Sequence[str]:
+        """Copy the volumes of a role, whose machine is stopped, under a label; return the copies.
+
+        A copy that exists under the label is left as it is.
+        """
+
     def destroy(self, names: Collection[str], *, deadline_s: float) -> None:
         """Stop machines and remove everything of theirs except volumes; unknown names are fine."""
 
@@ -115,8 +121,14 @@ class Pool(Protocol):
             DeadlineExceeded: One did not pass in time; the message says what the check saw.
         """
 
+    def weigh(self, addresses: Collection[str], percent: float) -> None:
+        """Set the addresses' share of new requests against that of others, which have 100."""
+
     def admit(self, addresses: Collection[str]) -> None:
-        """Let new requests reach the addresses."""
+        """Let new requests reach the addresses, with the weight that they have."""
+
+    def counters(self) -> Mapping[str, Counters]:
+        """Return what was counted for each address in use, by address."""
 
     def drain(self, addresses: Collection[str]) -> None:
         """Let no new request reach the addresses; running ones go on."""
@@ -151,4 +163,16 @@ class SmokeRunner(Protocol):
 
         Raises:
             SmokeTestsFailed: The tests themselves could not run.
+        """
+
+
+class HookRunner(Protocol):
+    """Runs a project's own playbooks in the course of a roll."""
+
+    def run(self, playbook: str, machine: str) -> None:
+        """Run a playbook of the project against a machine.
+
+        Raises:
+            ToolkitError: A task failed.
+            ConfigurationError: There is no such playbook.
         """

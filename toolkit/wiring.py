@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from toolkit.ledger.ledger import Ledger
     from toolkit.model import Image
     from toolkit.roll.site import Site
+    from toolkit.store.collect import Garbage
 
 __all__ = ["bake_lock", "make_bake", "open_ledger", "open_site", "open_store", "select_roles"]
 
@@ -102,6 +104,7 @@ def open_site(context: Context, environment_name: str) -> Iterator[Site]:
         NotFound: There is no such environment.
         ConfigurationError: Its definition is wrong.
     """
+    from toolkit.ansible.hooks import PlaybookHooks
     from toolkit.machines.nspawn import NspawnProvider
     from toolkit.network.namespaces import EnvironmentNetwork
     from toolkit.pools.local import LocalBalancer, machine_tls_name
@@ -150,6 +153,9 @@ def open_site(context: Context, environment_name: str) -> Iterator[Site]:
             pools=balancer.pools(),
             provider=provider,
             smoke=smoke,
+            hooks=PlaybookHooks(
+                project, state=state, init_pid=provider.init_pid, progress=context.progress
+            ),
             secrets=secrets,
             images=store,
             ledger=ledger,
@@ -182,6 +188,52 @@ def assemble_disk(context: Context, digest: str, output: Path) -> Image:
             output=output,
         )
     return image
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What a garbage collection removed, or would remove.
+
+    Attributes:
+        machines: Machines past their warm window, and machines that nothing knows.
+        garbage: Releases, images and layers.
+        size_bytes: Of the layers.
+    """
+
+    machines: tuple[str, ...]
+    garbage: Garbage
+    size_bytes: int
+
+
+def collect_garbage(context: Context, *, keep_releases: int, is_dry_run: bool) -> Collected:
+    """Remove what nothing refers to.
+
+    Raises:
+        LeaseHeld: A bake runs, or an environment is being changed.
+    """
+    from toolkit.project.load import environment_names
+    from toolkit.roll import expire
+    from toolkit.store.collect import find_garbage
+
+    machines: list[str] = []
+    in_use: set[str] = set()
+    with bake_lock(context.state):
+        for name in environment_names(context.project):
+            with open_site(context, name) as site:
+                machines += expire.retire(site, is_dry_run=is_dry_run)
+                in_use |= expire.images_in_use(site)
+        store = open_store(context.state)
+        garbage = find_garbage(
+            releases=store.releases(),
+            images=store.images(),
+            layers=store.layers(),
+            in_use=in_use,
+            keep_releases=keep_releases,
+        )
+        size = sum(store.layer_path(layer).stat().st_size for layer in garbage.layers)
+        if not is_dry_run:
+            store.remove(garbage)
+    return Collected(tuple(machines), garbage, size)
 
 
 def remove_runtime(state: State, environment: str) -> None:

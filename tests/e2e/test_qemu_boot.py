@@ -188,6 +188,8 @@ def test_a_machine_boots_from_its_layers(os_layer: Path, tmp_path: Path):
             credentials=[Secret("marker", 1, credential)],
             forward=[8080],
         ) as machine:
+            # Right after the start /proc may still show no arguments at all.
+            machine.wait_for_console(rb"BdsDxe: ", deadline_s=60.0)
             running = process_arguments()
             assert str(disk) in running
             assert base64.b64encode(credential).decode() not in running

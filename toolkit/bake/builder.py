@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolkit.ansible.hooks import machine_variables
 from toolkit.ansible.runner import run_playbook
 from toolkit.bake.base import COMPILE
 from toolkit.bake.seal import clean, compiled_directories
@@ -153,11 +154,7 @@ def _apply(
         state=state,
         roles_path=project.root / "roles",
         host=BUILD_HOST,
-        host_variables={
-            "ansible_connection": "toolkit_nsenter",
-            "ansible_python_interpreter": "/usr/bin/python3",
-            "toolkit_init_pid": machine.init_pid,
-        },
+        host_variables=machine_variables(machine.init_pid or 0),
         variables=variables,
         timeout_s=APPLY_TIMEOUT_S,
         progress=progress,

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -90,16 +90,26 @@ def json_option(command: Command) -> Command:
         if value:
             context.find_root().obj.as_json = True
 
-    return cast(
-        Command,
-        click.option(
-            "--json",
-            is_flag=True,
-            expose_value=False,
-            callback=take,
-            help="Print the result as JSON; progress becomes JSON lines.",
-        )(command),
+    option = click.option(
+        "--json",
+        is_flag=True,
+        expose_value=False,
+        callback=take,
+        help="Print the result as JSON; progress becomes JSON lines.",
     )
+    return option(command)
+
+
+def wait_option(command: Command) -> Command:
+    """Add `--wait SECONDS` to a command that changes an environment."""
+    option = click.option(
+        "--wait",
+        type=click.FloatRange(0),
+        default=0.0,
+        metavar="SECONDS",
+        help="Queue so long when somebody else is changing the environment.",
+    )
+    return option(command)
 
 
 def has_colour(stream: Any) -> bool:

@@ -11,9 +11,10 @@ from toolkit.cli.context import Context, json_option
 
 @click.command()
 @click.argument("environment")
+@click.option("--repair", is_flag=True, help="Put places right that were changed by hand.")
 @json_option
 @click.pass_obj
-def up(context: Context, environment: str) -> None:
+def up(context: Context, environment: str, repair: bool) -> None:
     """Start the network and the balancer of ENVIRONMENT.
 
     Machines that are meant to run, but do not (the host has restarted, say), start again from
@@ -24,11 +25,13 @@ def up(context: Context, environment: str) -> None:
       toolkit up development
     """
     from toolkit import wiring
+    from toolkit.roll.command import need_settled
     from toolkit.roll.lifecycle import bring_up
 
     context.need_root()
     with wiring.open_site(context, environment) as site:
-        machines = bring_up(site)
+        machines = bring_up(site, is_repair=repair)
+        need_settled(site)
         public = {
             role: f"https://{deployment.public}/"
             for role, deployment in site.environment.deployments.items()

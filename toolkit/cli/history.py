@@ -9,7 +9,7 @@ import click
 
 from toolkit.cli.context import Context, json_option, short, table
 
-STEPS = ("effect.intent", "effect.done")
+STEPS = ("effect.intent", "effect.done", "effect.failed", "roll.switched", "roll.watching")
 
 
 @click.command()

@@ -21,13 +21,17 @@ from toolkit.progress import printable
 DEFAULT_STATE = "/var/lib/toolkit"
 
 COMMANDS = {
+    "abort": "toolkit.cli.unfinished:abort",
     "bake": "toolkit.cli.bake:bake",
     "doctor": "toolkit.cli.doctor:doctor",
     "down": "toolkit.cli.environment:down",
+    "gc": "toolkit.cli.gc:gc",
     "history": "toolkit.cli.history:history",
     "images": "toolkit.cli.images:images",
     "plan": "toolkit.cli.roll:plan",
+    "resume": "toolkit.cli.unfinished:resume",
     "roll": "toolkit.cli.roll:roll",
+    "rollback": "toolkit.cli.unfinished:rollback",
     "secrets": "toolkit.cli.secrets:secrets",
     "smoke": "toolkit.cli.smoke:smoke",
     "status": "toolkit.cli.status:status",
@@ -36,12 +40,16 @@ COMMANDS = {
 """Name to where the command is: imported when used, so that starting stays quick."""
 
 SUMMARIES = {
+    "abort": "Go back from a roll that was cut short.",
     "bake": "Bake the service's images: a release.",
     "doctor": "Check that this host has what the toolkit needs.",
     "down": "Remove an environment's machines, network and balancer.",
+    "gc": "Remove what nothing refers to.",
     "history": "Show what was done, from the ledger.",
     "images": "List, show and export images.",
     "plan": "Show what a roll would do.",
+    "resume": "Go on with a roll that was cut short.",
+    "rollback": "Return to the version that served before.",
     "roll": "Replace a role's machines by new ones that passed their tests.",
     "secrets": "Make, change and list secrets.",
     "smoke": "Run the smoke tests against live machines.",

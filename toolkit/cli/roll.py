@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.cli.context import Context, json_option, short
+from toolkit.cli.context import Context, json_option, short, wait_option
 
 if TYPE_CHECKING:
     from toolkit.roll.command import RollResult
@@ -26,10 +26,16 @@ def _what(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @_what
+@wait_option
 @json_option
 @click.pass_obj
 def roll(
-    context: Context, environment: str, role: str | None, image: str | None, release: str | None
+    context: Context,
+    environment: str,
+    role: str | None,
+    image: str | None,
+    release: str | None,
+    wait: float,
 ) -> None:
     """Replace the machines of ROLE (default: every role) in ENVIRONMENT.
 
@@ -55,11 +61,22 @@ def roll(
         chosen = choose(site, [role] if role else [], image, release)
         need_up(site)
         for name, wanted in chosen.items():
-            results.append(roll_role(site, name, wanted))
+            results.append(roll_role(site, name, wanted, wait_s=wait))
             if results[-1].error is not None:
                 break
+    emit_results(context, environment, results, is_single=role is not None)
+
+
+def emit_results(
+    context: Context, environment: str, results: Sequence[RollResult], *, is_single: bool
+) -> None:
+    """Print how rolls ended, and raise the error of the one that ended badly.
+
+    Raises:
+        ToolkitError: Of the class that has the right exit code.
+    """
     data = [result.as_data() for result in results]
-    context.emit(data[0] if role else data, "\n".join(map(_as_text, results)))
+    context.emit(data[0] if is_single else data, "\n".join(map(_as_text, results)))
     error = results[-1].error
     if error is not None:
         raise type(error)(f"{environment} {results[-1].role}: {error.message}", hint=error.hint)
@@ -89,8 +106,8 @@ def plan(
         need_up(site)
         orders = {name: plan_only(site, name, wanted) for name, wanted in chosen.items()}
         images = {name: wanted.image.digest for name, wanted in chosen.items()}
-    data = [_plan_data(name, images[name], order) for name, order in orders.items()]
-    text = "\n".join(_plan_text(name, images[name], order) for name, order in orders.items())
+    data = [plan_data(name, images[name], order) for name, order in orders.items()]
+    text = "\n".join(plan_text(name, images[name], order) for name, order in orders.items())
     context.emit(data[0] if role else data, text)
 
 
@@ -118,24 +135,26 @@ def _as_text(result: RollResult) -> str:
     return "\n".join(lines)
 
 
-def _plan_data(role: str, image: str, order: RollOrder | None) -> dict[str, Any]:
+def plan_data(role: str, image: str, order: RollOrder | None) -> dict[str, Any]:
+    """Return a plan as the contract's data."""
+    from toolkit.roll.plan import step_to_data
+
     if order is None:
         return {"role": role, "image": image, "outcome": "unchanged", "steps": []}
     return {
         "role": role,
         "image": image,
         "strategy": order.plan.strategy,
-        "steps": [
-            {"effect": step.effect.value, "machines": list(step.machines)}
-            for step in order.plan.steps
-        ],
+        "steps": [step_to_data(step) for step in order.plan.steps],
     }
 
 
-def _plan_text(role: str, image: str, order: RollOrder | None) -> str:
+def plan_text(role: str, image: str, order: RollOrder | None) -> str:
+    """Return a plan for people."""
     if order is None:
         return f"{role}: nothing to do, {short(image)} serves already"
     lines = [f"{role}: {order.plan.strategy}, to image {short(image)}"]
     for number, step in enumerate(order.plan.steps, start=1):
-        lines.append(f"  {number:2}. {step.effect.value:<14} {', '.join(step.machines)}")
+        argument = "" if step.argument is None else f"  ({step.argument})"
+        lines.append(f"  {number:2}. {step.effect.value:<14} {', '.join(step.machines)}{argument}")
     return "\n".join(lines)

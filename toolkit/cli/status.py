@@ -25,7 +25,7 @@ def status(context: Context, environments: tuple[str, ...]) -> None:
     """
     from toolkit import wiring
     from toolkit.project.load import environment_names
-    from toolkit.roll.observe import observe
+    from toolkit.roll.observe import drift, observe
 
     context.need_root()
     states: list[dict[str, Any]] = []
@@ -33,6 +33,8 @@ def status(context: Context, environments: tuple[str, ...]) -> None:
         with wiring.open_site(context, name) as site:
             if environments or site.ledger.is_up(name):
                 states += [observe(site, role) for role in site.environment.deployments]
+                for sentence in drift(site):
+                    context.progress.note(f"{name}: {sentence}")
     context.emit(states, "\n".join(map(_as_text, states)) or "no environment is up")
 
 

@@ -12,8 +12,9 @@ from importlib import metadata
 from pathlib import Path
 
 from toolkit import shell
-from toolkit.doctor import checks
-from toolkit.doctor.checks import Check, Tool
+from toolkit.doctor import checks, needs
+from toolkit.doctor.checks import Check
+from toolkit.doctor.needs import Tool
 from toolkit.errors import OutsideError
 from toolkit.machines import cgroups
 from toolkit.state import RAM_ROOT
@@ -42,7 +43,7 @@ def examine(state_root: Path) -> tuple[Check, ...]:
     kernel: Sequence[Callable[[], Check]] = (
         _root,
         lambda: checks.judge_kernel(os.uname().release),
-        *(lambda name=name: _file_system(name) for name in checks.FILE_SYSTEMS),
+        *(lambda name=name: _file_system(name) for name in needs.FILE_SYSTEMS),
         _loop_devices,
         _network,
         _cgroups,
@@ -57,11 +58,11 @@ def examine(state_root: Path) -> tuple[Check, ...]:
         _resolver,
     )
     with ThreadPoolExecutor(4) as pool:
-        tools = pool.map(_tool, checks.TOOLS)
+        tools = pool.map(_tool, needs.TOOLS)
         others = [look() for look in (*kernel, *room)]
     files = [
         checks.judge_file(file, _size_bytes(Path(file.path)))
-        for file in sorted(checks.FILES, key=lambda one: one.purpose is not None)
+        for file in sorted(needs.FILES, key=lambda one: one.purpose is not None)
     ]
     found = [*others[: len(kernel)], *tools, *others[len(kernel) :], *files]
     return tuple(found)
@@ -167,7 +168,6 @@ def _network() -> Check:
             is_met=False,
             found=" ".join(error.message.split()),
             hint="run 'modprobe -a bridge veth'; in a container, start it privileged",
-            packages=() if shutil.which("ip") else ("iproute2",),
         )
     return Check(
         "network", subject, is_needed=True, is_met=True, found="with a bridge and a veth pair"
@@ -204,10 +204,9 @@ def _memfd() -> Check:
     try:
         os.close(os.memfd_create("tkdoctor"))
     except OSError as error:
-        found, hint = str(error.strerror), "use a kernel with CONFIG_MEMFD_CREATE"
-    else:
-        found, hint = "yes", None
-    return Check("memfd", "memfd", is_needed=True, is_met=hint is None, found=found, hint=hint)
+        hint = "use a kernel with CONFIG_MEMFD_CREATE"
+        return Check("memfd", "memfd", is_needed=True, is_met=False, found=str(error), hint=hint)
+    return Check("memfd", "memfd", is_needed=True, is_met=True, found="yes")
 
 
 def _ansible() -> Check:
@@ -228,13 +227,14 @@ def _ansible() -> Check:
 
 
 def _disk_space(state_root: Path) -> Check:
-    place = next(path for path in (state_root, *state_root.parents) if path.exists())
+    # Not Path.exists: it raises where a parent may not be entered.
+    place = next(path for path in (state_root, *state_root.parents) if os.access(path, os.F_OK))
     return checks.judge_room(
         "disk",
         f"disk space for {state_root}",
         shutil.disk_usage(place).free,
-        needed_bytes=checks.DISK_NEEDED_BYTES,
-        advised_bytes=checks.DISK_ADVISED_BYTES,
+        needed_bytes=needs.DISK_NEEDED_BYTES,
+        advised_bytes=needs.DISK_ADVISED_BYTES,
         hint="make room, or choose another place with --state",
     )
 
@@ -245,20 +245,21 @@ def _memory() -> Check:
         "memory",
         "memory",
         int(fields["MemAvailable"].split()[0]) * 1024,
-        needed_bytes=checks.MEMORY_NEEDED_BYTES,
-        advised_bytes=checks.MEMORY_ADVISED_BYTES,
+        needed_bytes=needs.MEMORY_NEEDED_BYTES,
+        advised_bytes=needs.MEMORY_ADVISED_BYTES,
         hint="end what else runs here, or use a larger host",
     )
 
 
 def _resolver() -> Check:
-    servers = [line for line in _lines(_RESOLVER) if line.split()[:1] == ["nameserver"]]
+    lines = (line.split() for line in _lines(_RESOLVER))
+    servers = [words[1] for words in lines if words[:1] == ["nameserver"] and words[1:]]
     return Check(
         "resolver",
         "name resolution",
         is_needed=True,
         is_met=bool(servers),
-        found=f"{_RESOLVER}, {len(servers)} name servers",
+        found=", ".join(servers) or f"{_RESOLVER} names no server",
         hint=None if servers else f"bakes fetch packages: name a server in {_RESOLVER}",
     )
 

@@ -6,7 +6,7 @@ import getpass
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,9 +43,11 @@ class MachineRecord:
         image: Digest of its image.
         release: The release it came with, if it came with one.
         address: IP address within the environment.
-        standing: `new` until its smoke tests have passed, then `member` of its pool.
+        standing: `new` until its smoke tests have passed, then `member` of its pool; `warm` when
+            it is drained and kept for a quick way back.
         inputs: Digest over its configuration and the versions of its secrets.
         since: When it was first launched, seconds since the epoch.
+        warm_until: Until when it is kept warm, seconds since the epoch.
     """
 
     name: str
@@ -57,6 +59,12 @@ class MachineRecord:
     standing: str
     inputs: str
     since: float
+    warm_until: float | None = None
+
+    @property
+    def is_member(self) -> bool:
+        """Whether it belongs to its pool."""
+        return self.standing == "member"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +82,7 @@ class RollRecord:
         by: Who started it.
         started: Seconds since the epoch.
         ended: Seconds since the epoch, or None while it runs.
+        order: Plan and machines, as plain data: what resuming or undoing needs.
     """
 
     id: str
@@ -86,6 +95,7 @@ class RollRecord:
     by: str
     started: float
     ended: float | None
+    order: Mapping[str, Any]
 
 
 class Ledger:
@@ -93,10 +103,16 @@ class Ledger:
 
     Args:
         engine: Made by `open_ledger`.
+        guard: Called within every transaction before anything else; it raises to refuse.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, guard: Callable[[Connection], None] | None = None) -> None:
         self._engine = engine
+        self._guard = guard
+
+    def guarded(self, guard: Callable[[Connection], None]) -> Ledger:
+        """Return the same ledger, every transaction of which `guard` may refuse."""
+        return Ledger(self._engine, guard)
 
     def close(self) -> None:
         """Let go of the database."""
@@ -111,6 +127,8 @@ class Ledger:
         """
         try:
             with self._engine.begin() as connection:
+                if self._guard:
+                    self._guard(connection)
                 yield connection
         except DatabaseError as error:
             raise OutsideError(f"the ledger could not be used: {error.orig}") from None
@@ -189,12 +207,16 @@ class Ledger:
                 values = {name: getattr(record, name) for name in MachineRecord.__slots__}
                 connection.execute(insert(tables.machines).values(values))
 
-    def set_standing(self, names: Sequence[str], standing: str) -> None:
+    def set_standing(
+        self, names: Sequence[str], standing: str, *, warm_until: float | None = None
+    ) -> None:
         """Record what became of machines."""
         table = tables.machines
         with self.transaction() as connection:
             connection.execute(
-                update(table).where(table.c.name.in_(names)).values(standing=standing)
+                update(table)
+                .where(table.c.name.in_(names))
+                .values(standing=standing, warm_until=warm_until)
             )
 
     def forget_machines(self, names: Sequence[str]) -> None:
@@ -232,6 +254,17 @@ class Ledger:
                 role=row["role"],
                 roll=roll,
             )
+
+    def unfinished_rolls(self, environment: str) -> list[RollRecord]:
+        """Return the rolls of an environment that were begun and not ended."""
+        return [roll for roll in self.rolls(environment) if roll.outcome == "running"]
+
+    def roll_entries(self, roll: str) -> list[dict[str, Any]]:
+        """Return the entries of one roll, oldest first."""
+        table = tables.entries
+        query = select(table).where(table.c.roll == roll).order_by(table.c.sequence)
+        with self.transaction() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
 
     def rolls(self, environment: str, role: str | None = None) -> list[RollRecord]:
         """Return the rolls of an environment, newest first."""

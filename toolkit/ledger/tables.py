@@ -44,6 +44,7 @@ machines = Table(
     Column("standing", String, nullable=False),
     Column("inputs", String, nullable=False),
     Column("since", Float, nullable=False),
+    Column("warm_until", Float),
     comment="Machines that are meant to exist.",
 )
 
@@ -60,6 +61,8 @@ rolls = Table(
     Column("by", String, nullable=False),
     Column("started", Float, nullable=False),
     Column("ended", Float),
+    Column("order", JSON, nullable=False),
+    comment="The order is what resuming or undoing the roll needs.",
 )
 
 leases = Table(
@@ -73,5 +76,6 @@ leases = Table(
     Column("doing", String, nullable=False),
     Column("since", Float, nullable=False),
     Column("expires", Float, nullable=False),
+    Column("expires_uptime", Float, nullable=False),
     comment="The right to change one environment. The row stays when it is free, for its epoch.",
 )

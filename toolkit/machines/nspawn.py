@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from toolkit.machines.container import Container, ContainerOrder
 from toolkit.model import Image, LaunchOrder, Machine, MachineState
 from toolkit.network.namespaces import EnvironmentNetwork
 from toolkit.state import State, make_private, write_atomically
+
+SNAPSHOT_TIMEOUT_S = 600.0
 
 
 class NspawnProvider:
@@ -92,6 +95,26 @@ class NspawnProvider:
     def machines(self) -> Sequence[Machine]:
         """Return every machine that left a trace, as it is now."""
         return [self._observe(name) for name in self._names()]
+
+    def snapshot(self, role: str, label: str) -> Sequence[str]:
+        """Copy the volumes of a role, sharing blocks where the file system can."""
+        copies = []
+        for volume in sorted(self._state.volumes(self._environment).glob(f"{role}-*")):
+            target = (
+                self._state.environment(self._environment) / "snapshots" / f"{volume.name}-{label}"
+            )
+            if not target.exists():
+                partial = target.with_name(f".{target.name}.partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.parent.mkdir(parents=True, exist_ok=True)
+                shell.run(
+                    ["cp", "--archive", "--reflink=auto", volume, partial],
+                    env=shell.environment(),
+                    timeout_s=SNAPSHOT_TIMEOUT_S,
+                )
+                partial.rename(target)
+            copies.append(str(target))
+        return copies
 
     def destroy(self, names: Collection[str], *, deadline_s: float) -> None:
         """Power machines off, all at once, and remove everything of theirs except volumes."""

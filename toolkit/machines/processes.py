@@ -57,9 +57,17 @@ def identify(pid: int) -> ProcessId | None:
 def read_pid_file(path: Path) -> ProcessId | None:
     """Return the process that a pid file names, or None without a usable file."""
     try:
-        pid, started, boot = path.read_text().split()
+        return parse_process(path.read_text())
+    except OSError:
+        return None
+
+
+def parse_process(text: str) -> ProcessId | None:
+    """Return the process that `str(ProcessId)` described, or None."""
+    try:
+        pid, started, boot = text.split()
         return ProcessId(int(pid), int(started), boot)
-    except (OSError, ValueError):
+    except ValueError:
         return None
 
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from toolkit import shell
-from toolkit.errors import ConfigurationError, OutsideError
+from toolkit.errors import ConfigurationError, DeadlineExceeded, OutsideError
 
 INSIDE_LINK: Final = "tk0"
 """A machine's own interface. No image's network configuration matches this name."""
@@ -27,6 +28,7 @@ BRIDGE: Final = "br0"
 _NAMESPACES = Path("/run/netns")
 _OWN_NAMESPACE = Path("/proc/self/ns/net")
 _TIMEOUT_S = 30.0
+_POLL_S = 0.002
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
@@ -165,6 +167,7 @@ class EnvironmentNetwork:
                 f" dev {INSIDE_LINK} nud permanent",
             ],
         )
+        self._await_forwarding(port)
 
     def detach(self, machine_namespace: str) -> None:
         """Disconnect a machine and remove its namespace; one that is not there is fine.
@@ -196,6 +199,23 @@ class EnvironmentNetwork:
                 return True
         _delete_link(machine_namespace, INSIDE_LINK)
         return False
+
+    def _await_forwarding(self, port: str) -> None:
+        """Wait until the kernel has noticed that the link is up, which it does in its own time.
+
+        A packet sent before that is dropped, and TCP repeats it after a second.
+        """
+        deadline = time.monotonic() + _TIMEOUT_S
+        while True:
+            links = _links(self.namespace)
+            state = links[port].get("linkinfo", {}).get("info_slave_data", {}).get("state")
+            if state == "forwarding" and links[BRIDGE]["operstate"] == "UP":
+                return
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(
+                    f"network namespace {self.namespace}: port {port} is {state or 'not connected'}"
+                )
+            time.sleep(_POLL_S)
 
     def _bridge_has_gateway(self, bridge: dict[str, Any]) -> bool:
         return f"{self.gateway}/{self.network.prefixlen}" in _addresses(bridge)

@@ -95,7 +95,8 @@ class HaproxyProcess:
             raise OutsideError(f"haproxy in {self.directory} is already running")
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._end_leftovers()
-        host.check_ports_free(haproxy_config.public_addresses(config_text))
+        # A worker that has just been killed may not have let go of its ports yet.
+        host.check_ports_free(haproxy_config.public_addresses(config_text), patience_s=1.0)
         if not self._state_file.exists():
             host.write(self._state_file, _EMPTY_STATE)
         self._install(config_text)

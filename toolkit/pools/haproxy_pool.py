@@ -7,13 +7,13 @@ gets one. Servers that are added at run time are no way: they take traffic befor
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 from toolkit.errors import DeadlineExceeded, OutsideError
-from toolkit.model import Target, TargetState
+from toolkit.model import Counters, Target, TargetState
 from toolkit.pools import haproxy_socket, host
 from toolkit.pools.haproxy import HaproxyProcess
 from toolkit.pools.haproxy_config import FREE_ADDRESS, FREE_PORT, PoolConfig, Protocol, backend_name
@@ -22,6 +22,9 @@ from toolkit.pools.haproxy_socket import HaproxySocket
 _POLL_S: Final = 0.05
 
 _EXPECTED_ANSWERS: Final = ("IP changed from", "port changed from", "no need to change")
+
+ERROR_COUNTERS = ("hrsp_5xx", "econ", "eresp")
+"""5xx answers, connections that failed, connections that broke before an answer."""
 
 
 class _Admin(StrEnum):
@@ -170,8 +173,38 @@ class HaproxyPool:
         commands: list[str] = []
         for slot in self._require(addresses):
             server = self._server(slot)
-            commands += [f"set server {server} weight 100%", f"set server {server} state ready"]
+            commands.append(f"set server {server} state ready")
         self._change(commands)
+
+    def weigh(self, addresses: Collection[str], percent: float) -> None:
+        """Set the addresses' share of new requests; see `toolkit.ports.Pool`.
+
+        Raises:
+            OutsideError: An address has no slot; nothing was changed.
+        """
+        self._change(
+            [
+                f"set server {self._server(slot)} weight {percent:g}%"
+                for slot in self._require(addresses)
+            ]
+        )
+
+    def counters(self) -> Mapping[str, Counters]:
+        """Return HAProxy's own counters by address; see `toolkit.ports.Pool`.
+
+        They go on counting when a slot changes hands: compare two readings.
+        """
+        answer = self._balancer.admin.ask([f"show stat {self._backend} 4 -1"])
+        rows = {row["svname"]: row for row in haproxy_socket.parse_stat(answer)}
+        return {
+            slot.address: Counters(
+                requests=_number(rows[slot.name], "stot"),
+                errors=sum(_number(rows[slot.name], name) for name in ERROR_COUNTERS),
+                response_ms=float(_number(rows[slot.name], "rtime")),
+            )
+            for slot in self._slots()
+            if slot.is_taken
+        }
 
     def drain(self, addresses: Collection[str]) -> None:
         """Let no new request reach the addresses; see `toolkit.ports.Pool`.
@@ -276,6 +309,10 @@ class HaproxyPool:
         if slot.check == self._passed:
             return "too few checks have passed since it was registered"
         return f"{slot.check} {slot.detail}".strip()
+
+
+def _number(row: dict[str, str], name: str) -> int:
+    return int(row.get(name) or 0)
 
 
 def _slot(row: dict[str, str], counts: dict[str, str]) -> _Slot:

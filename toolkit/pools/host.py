@@ -17,31 +17,44 @@ _POLL_S: Final = 0.01
 _KILL_TIMEOUT_S: Final = 5.0
 
 
-def check_ports_free(addresses: frozenset[str]) -> None:
+def check_ports_free(addresses: frozenset[str], *, patience_s: float = 0.0) -> None:
     """Make sure that nobody listens on these addresses.
 
     HAProxy itself would not always notice: it shares a port with another process of the same user
     that allows this.
+
+    Args:
+        addresses: IPv4 address and port, such as `127.0.0.1:8443`.
+        patience_s: How long a process that is ending may take to let go of one.
+
+    Raises:
+        ConfigurationError: Somebody does, or the address is not one of the host's.
     """
     for address in sorted(addresses):
-        host, _, port = address.rpartition(":")
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            # Connections of an earlier process that are still timing out are no obstacle.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host.strip("[]"), int(port)))
-                probe.listen()
-            except OSError as error:
-                reason = (
-                    "is already taken"
-                    if error.errno == errno.EADDRINUSE
-                    else f"cannot be used: {error.strerror}"
-                )
-                raise ConfigurationError(
-                    f"port {port} on {host} {reason}",
-                    hint="end what listens there, or choose another public port",
-                ) from error
+        deadline = time.monotonic() + patience_s
+        while (error := _try_to_listen(address)) is not None and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        if error is not None:
+            host, _, port = address.rpartition(":")
+            is_taken = error.errno == errno.EADDRINUSE
+            raise ConfigurationError(
+                f"port {port} on {host} "
+                + ("is already taken" if is_taken else f"cannot be used: {error.strerror}"),
+                hint="end what listens there, or choose another public port",
+            ) from error
+
+
+def _try_to_listen(address: str) -> OSError | None:
+    host, _, port = address.rpartition(":")
+    with socket.socket() as probe:
+        # Connections of an earlier process that are still timing out are no obstacle.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(port)))
+            probe.listen()
+        except OSError as error:
+            return error
+    return None
 
 
 def identity(pid: int) -> str | None:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from toolkit.errors import ConfigurationError, NotFound
 from toolkit.project.model import (
     BaseSpec,
+    Canary,
     Deployment,
     Environment,
     KeySetting,
@@ -25,6 +26,7 @@ from toolkit.project.model import (
     Project,
     RoleSpec,
     SecretSpec,
+    Soak,
     Timeouts,
 )
 from toolkit.project.schema import EnvironmentFile, RoleEntry, SecretsFile, ServiceFile
@@ -90,8 +92,10 @@ def load_environment(project: Project, name: str) -> Environment:
         ]
         if spec.volumes and deployment.machines != 1:
             problems.append(f"roles.{role}.machines: a role with volumes has exactly one machine")
-        if spec.volumes and deployment.strategy == "rolling":
+        if spec.volumes and deployment.strategy not in {None, "stateful"}:
             problems.append(f"roles.{role}.strategy: a role with volumes is stateful")
+        if not spec.volumes and deployment.strategy == "stateful":
+            problems.append(f"roles.{role}.strategy: a role without volumes is not stateful")
         if deployment.public and spec.protocol == "tcp":
             problems.append(f"roles.{role}.public: only http and https roles can be public")
     listens = [d.public for d in entry.roles.values() if d.public]
@@ -213,6 +217,11 @@ def _role_problems(entry: ServiceFile, root: Path) -> list[str]:
             for used in role.uses
             if used not in entry.roles
         ]
+        problems += [
+            f"roles.{name}.hooks: there is no playbooks/{hook}"
+            for hook in (role.hooks.before, role.hooks.after)
+            if hook and not (root / "playbooks" / hook).is_file()
+        ]
         if role.protocol == "tcp" and role.health:
             problems.append(f"roles.{name}.health: a tcp role is checked by connecting to it")
     return problems
@@ -237,6 +246,8 @@ def _role(name: str, entry: RoleEntry) -> RoleSpec:
         health=entry.health,
         uses=entry.uses,
         volumes=dict(entry.volumes),
+        before_hook=entry.hooks.before,
+        after_hook=entry.hooks.after,
     )
 
 
@@ -248,6 +259,10 @@ def _deployment(spec: RoleSpec, entry: EnvironmentFile) -> Deployment:
         public=deployment.public,
         strategy=deployment.strategy or ("stateful" if spec.volumes else "rolling"),
         batch=min(deployment.batch or deployment.machines, deployment.machines),
+        canary=Canary(**deployment.canary.model_dump()),
+        soak=Soak(**deployment.soak.model_dump()),
+        keep_warm_s=deployment.keep_warm_s,
+        has_snapshot=deployment.snapshot,
         timeouts=Timeouts(**deployment.timeouts.model_dump()),
     )
 

@@ -55,6 +55,8 @@ class RoleSpec:
         health: Path of the balancer's own check; None for a connection check.
         uses: Roles whose pools it calls.
         volumes: Volume name to mount point.
+        before_hook: Playbook that runs before a roll's first new machine gets traffic, or None.
+        after_hook: Playbook that runs after a roll's switch, or None.
     """
 
     name: str
@@ -64,6 +66,8 @@ class RoleSpec:
     health: str | None
     uses: tuple[str, ...]
     volumes: Mapping[str, str]
+    before_hook: str | None
+    after_hook: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +120,38 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True)
+class Canary:
+    """How a few new machines are tried before the others.
+
+    Attributes:
+        machines: How many go first.
+        percent: Weight of each against an old machine.
+        watch_s: How long they are watched.
+    """
+
+    machines: int
+    percent: int
+    watch_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Soak:
+    """How new machines are watched after the switch.
+
+    Attributes:
+        seconds: How long; 0 for not at all.
+        max_error_percent: Share of failed requests that is tolerated, here and for canaries.
+        min_requests: Requests before a share means anything.
+        max_response_ratio: Response time against the old machines'; 0 for any.
+    """
+
+    seconds: float
+    max_error_percent: float
+    min_requests: int
+    max_response_ratio: float
+
+
+@dataclass(frozen=True, slots=True)
 class Deployment:
     """A role in an environment.
 
@@ -123,8 +159,12 @@ class Deployment:
         role: Name.
         machines: Configured capacity.
         public: `ADDRESS:PORT` on which the balancer serves it; None for internal roles.
-        strategy: `rolling` or `stateful`.
+        strategy: `rolling`, `blue-green`, `canary` or `stateful`.
         batch: Machines replaced at a time.
+        canary: How a canary is tried.
+        soak: How new machines are watched after the switch.
+        keep_warm_s: How long old machines are kept for a quick way back.
+        has_snapshot: Whether a volume is copied before its machine is replaced.
         timeouts: Deadlines of a roll.
     """
 
@@ -133,6 +173,10 @@ class Deployment:
     public: str | None
     strategy: str
     batch: int
+    canary: Canary
+    soak: Soak
+    keep_warm_s: float
+    has_snapshot: bool
     timeouts: Timeouts
 
 

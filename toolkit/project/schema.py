@@ -57,6 +57,13 @@ class LayerEntry(Strict):
     vars: dict[str, Any] = {}
 
 
+class HooksEntry(Strict):
+    """Playbooks, in `playbooks/`, that run once in each roll of the role."""
+
+    before: Annotated[str, AfterValidator(_relative)] | None = None
+    after: Annotated[str, AfterValidator(_relative)] | None = None
+
+
 class RoleEntry(Strict):
     """One kind of machine."""
 
@@ -68,6 +75,7 @@ class RoleEntry(Strict):
     health: Annotated[str, Field(pattern=r"^/\S*$")] | None = None
     uses: tuple[Name, ...] = ()
     volumes: dict[Name, AbsolutePath] = {}
+    hooks: HooksEntry = HooksEntry()
 
 
 class BaseEntry(Strict):
@@ -97,13 +105,34 @@ class TimeoutsEntry(Strict):
     stop_s: float = Field(20.0, gt=0)
 
 
+class CanaryEntry(Strict):
+    """How many machines go first, with which share of the traffic, watched for how long."""
+
+    machines: int = Field(1, ge=1)
+    percent: int = Field(10, ge=1, le=100)
+    watch_s: float = Field(30.0, ge=0)
+
+
+class SoakEntry(Strict):
+    """How long new machines are watched after the switch, and what is tolerated."""
+
+    seconds: float = Field(0.0, ge=0)
+    max_error_percent: float = Field(1.0, ge=0, le=100)
+    min_requests: int = Field(50, ge=1)
+    max_response_ratio: float = Field(0.0, ge=0)
+
+
 class DeploymentEntry(Strict):
     """A role in an environment."""
 
     machines: int = Field(ge=1, le=50)
     public: Annotated[str, AfterValidator(_loopback)] | None = None
-    strategy: Literal["rolling", "stateful"] | None = None
+    strategy: Literal["rolling", "blue-green", "canary", "stateful"] | None = None
     batch: int | None = Field(None, ge=1)
+    canary: CanaryEntry = CanaryEntry()
+    soak: SoakEntry = SoakEntry()
+    keep_warm_s: float = Field(0.0, ge=0)
+    snapshot: bool = False
     timeouts: TimeoutsEntry = TimeoutsEntry()
 
 

@@ -1,18 +1,32 @@
-"""Roll one role of an environment: the lease, the ledger and the outcome around it."""
+"""Roll, resume, abort, roll back: the lease, the ledger and the outcome around a roll."""
 
 from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from toolkit.errors import ConfigurationError, ToolkitError
-from toolkit.ledger.ledger import RollRecord, operator
+from toolkit import interrupt
+from toolkit.errors import ConfigurationError, NotFound, ToolkitError, UnfinishedRoll
+from toolkit.ledger.ledger import MachineRecord, RollRecord, operator
 from toolkit.model import SmokeCheck
 from toolkit.roll import lease
-from toolkit.roll.prepare import Wanted, gather_inputs, is_current, need_role, prepare_roll
-from toolkit.roll.recover import settle
+from toolkit.roll.lease import Lease
+from toolkit.roll.plan import plan_from_data, plan_to_data
+from toolkit.roll.prepare import (
+    Wanted,
+    choose,
+    gather_inputs,
+    is_current,
+    make_order,
+    need_role,
+    prepare_return,
+    prepare_roll,
+    previous_image,
+)
+from toolkit.roll.recover import remove_orphans
 from toolkit.roll.run import Crew, Roll, RollOrder, RollReport
 from toolkit.roll.site import Site
 
@@ -23,7 +37,7 @@ class RollResult:
 
     Attributes:
         roll: Its name; empty when there was nothing to do.
-        outcome: `rolled`, `discarded`, `rolled-back`, `unchanged` or `failed`.
+        outcome: `rolled`, `discarded`, `rolled-back` or `unchanged`.
         role: Which role.
         image: Digest of the image rolled in.
         previous: Digest of the image that served before.
@@ -78,6 +92,21 @@ def need_up(site: Site) -> None:
         raise ConfigurationError(f"{name} {state}", hint=f"run 'toolkit up {name}'")
 
 
+def need_settled(site: Site) -> None:
+    """Refuse to go on while a roll is unfinished.
+
+    Raises:
+        UnfinishedRoll: One is; the hint names the choices.
+    """
+    name = site.environment.name
+    for roll in site.ledger.unfinished_rolls(name):
+        raise UnfinishedRoll(
+            f"{roll.id} of {name} {roll.role}, started by {roll.by} "
+            f"{max(time.time() - roll.started, 0):.0f} s ago, was cut short",
+            hint=f"'toolkit resume {name}' goes on with it, 'toolkit abort {name}' goes back",
+        )
+
+
 def test_live(site: Site, role: str | None) -> list[SmokeCheck]:
     """Run the smoke tests against the machines that serve.
 
@@ -106,60 +135,174 @@ def plan_only(site: Site, role: str, wanted: Wanted) -> RollOrder | None:
     return prepare_roll(site, role, wanted, inputs, roll_id="next")
 
 
-def roll_role(site: Site, role: str, wanted: Wanted) -> RollResult:
+def roll_role(site: Site, role: str, wanted: Wanted, *, wait_s: float = 0.0) -> RollResult:
     """Roll one role; an expected failure is part of the result, not raised.
 
     Raises:
         LeaseHeld: Another process is changing the environment.
-        ConfigurationError: The environment is not up, or a setting or secret is wrong.
+        UnfinishedRoll: An earlier roll was cut short.
+        ConfigurationError: A setting or secret is wrong.
+        Interrupted: The operator asked to stop.
     """
     began = time.monotonic()
-    with lease.held(site.ledger, site.environment.name, doing=f"a roll of {role}") as held:
-        settle(site, held)
+    name = site.environment.name
+    with lease.held(site.ledger, name, doing=f"a roll of {role}", wait_s=wait_s) as held:
+        need_settled(site)
+        remove_orphans(site)
         inputs = gather_inputs(site, role)
         if is_current(site, role, wanted, inputs):
-            digest = wanted.image.digest
-            return RollResult(
-                "", "unchanged", role, digest, digest, (), RollReport(),
-                time.monotonic() - began, None,
-            )  # fmt: skip
-        order = prepare_roll(site, role, wanted, inputs, roll_id=f"roll-{secrets.token_hex(3)}")
-        previous = next((order.records[name].image for name in order.plan.old), None)
-        site.ledger.start_roll(
-            RollRecord(
-                id=order.id,
-                environment=site.environment.name,
-                role=role,
-                image=wanted.image.digest,
-                release=wanted.release.id if wanted.release else None,
-                previous=previous,
-                outcome="running",
-                by=operator(),
-                started=time.time(),
-                ended=None,
-            )
+            return _unchanged(role, wanted.image.digest, began)
+        order = prepare_roll(site, role, wanted, inputs, roll_id=_new_id())
+        return _begin(site, held, order, wanted, began)
+
+
+def roll_back(site: Site, role: str, to: str | None, *, wait_s: float = 0.0) -> RollResult:
+    """Return a role to an earlier image; to warm machines where there are any.
+
+    Args:
+        site: Where.
+        role: Which role.
+        to: Digest; the image that served before the present one when None.
+        wait_s: How long to queue for the lease.
+
+    Raises:
+        NotFound: There is no earlier image.
+    """
+    began = time.monotonic()
+    name = site.environment.name
+    with lease.held(site.ledger, name, doing=f"a rollback of {role}", wait_s=wait_s) as held:
+        need_settled(site)
+        wanted, order = plan_back(site, role, to, roll_id=_new_id())
+        if order is None:
+            return _unchanged(role, wanted.image.digest, began)
+        return _begin(site, held, order, wanted, began)
+
+
+def plan_back(
+    site: Site, role: str, to: str | None, *, roll_id: str = "next"
+) -> tuple[Wanted, RollOrder | None]:
+    """Return what a rollback would do; None when the wanted image serves already."""
+    need_role(site, role)
+    digest = to or previous_image(site, role)
+    if digest is None:
+        raise NotFound(
+            f"{site.environment.name} {role} has no earlier image to go back to",
+            hint="name one with --to; 'toolkit images list' shows them",
         )
-        crew = Crew(site.provider, site.pools[role], site.smoke, site.ledger, held, site.progress)
-        roll = Roll(order, crew)
-        error: ToolkitError | None = None
-        try:
-            roll.run()
-        except ToolkitError as caught:
-            error = caught
-        finally:
-            report = roll.report
-            if report.outcome == "running":
-                report.outcome = "failed"
-            result = RollResult(
-                order.id,
-                report.outcome,
-                role,
-                wanted.image.digest,
-                previous,
-                order.plan.new,
-                report,
-                time.monotonic() - began,
-                error,
-            )
-            site.ledger.end_roll(order.id, report.outcome, result.as_data())
-        return result
+    wanted = choose(site, [role], digest, None)[role]
+    inputs = gather_inputs(site, role)
+    if is_current(site, role, wanted, inputs):
+        return wanted, None
+    order = prepare_return(site, role, wanted.image.digest, inputs, roll_id=roll_id)
+    return wanted, order or prepare_roll(site, role, wanted, inputs, roll_id=roll_id)
+
+
+def resume(site: Site, *, wait_s: float = 0.0) -> list[RollResult]:
+    """Go on with whatever was cut short: forward, or back when it was on its way back."""
+
+    def proceed(roll: Roll) -> RollReport:
+        return roll.back(reason="resumed") if roll.is_undoing else roll.forward()
+
+    return _take_up(site, proceed, doing="resume", wait_s=wait_s)
+
+
+def abort(site: Site, *, wait_s: float = 0.0) -> list[RollResult]:
+    """Go back from whatever was cut short; nothing to do gives an empty list."""
+    return _take_up(
+        site, lambda roll: roll.back(reason="aborted by the operator"), doing="abort", wait_s=wait_s
+    )
+
+
+def _take_up(
+    site: Site, proceed: Callable[[Roll], RollReport], *, doing: str, wait_s: float
+) -> list[RollResult]:
+    name = site.environment.name
+    results = []
+    with lease.held(site.ledger, name, doing=doing, wait_s=wait_s) as held:
+        for record in site.ledger.unfinished_rolls(name):
+            began = time.monotonic()
+            order = _restore_order(site, record)
+            site.progress.note(f"{doing} {record.id} of {record.role}")
+            results.append(_conclude(site, held, order, record, proceed, began))
+        remove_orphans(site)
+    return results
+
+
+def _begin(site: Site, held: Lease, order: RollOrder, wanted: Wanted, began: float) -> RollResult:
+    record = RollRecord(
+        id=order.id,
+        environment=order.environment,
+        role=order.role,
+        image=wanted.image.digest,
+        release=wanted.release.id if wanted.release else None,
+        previous=next((order.records[name].image for name in order.plan.old), None),
+        outcome="running",
+        by=operator(),
+        started=time.time(),
+        ended=None,
+        order={
+            "plan": plan_to_data(order.plan),
+            "records": [asdict(one) for one in order.records.values()],
+        },
+    )
+    held.ledger.start_roll(record)
+    return _conclude(site, held, order, record, Roll.forward, began)
+
+
+def _conclude(
+    site: Site,
+    held: Lease,
+    order: RollOrder,
+    record: RollRecord,
+    proceed: Callable[[Roll], RollReport],
+    began: float,
+) -> RollResult:
+    """Let a roll proceed and record its end; one that has none stays unfinished."""
+    crew = Crew(
+        site.provider, site.pools[order.role], site.smoke, site.hooks, held.ledger, site.progress
+    )
+    roll = Roll(order, crew)
+    error: ToolkitError | None = None
+    hint = f"'toolkit resume {order.environment}' or 'toolkit abort {order.environment}' go on"
+    try:
+        with interrupt.at_safe_points(hint):
+            proceed(roll)
+    except ToolkitError as caught:
+        if roll.report.outcome == "running":
+            raise
+        error = caught
+    result = RollResult(
+        order.id,
+        roll.report.outcome,
+        order.role,
+        record.image,
+        record.previous,
+        order.plan.new,
+        roll.report,
+        time.monotonic() - began,
+        error,
+    )
+    held.ledger.end_roll(order.id, result.outcome, result.as_data())
+    return result
+
+
+def _restore_order(site: Site, record: RollRecord) -> RollOrder:
+    need_role(site, record.role)
+    data: Mapping[str, Any] = record.order
+    return make_order(
+        site,
+        record.role,
+        plan_from_data(data["plan"]),
+        [MachineRecord(**one) for one in data["records"]],
+        gather_inputs(site, record.role),
+        roll_id=record.id,
+    )
+
+
+def _unchanged(role: str, digest: str, began: float) -> RollResult:
+    seconds = time.monotonic() - began
+    return RollResult("", "unchanged", role, digest, digest, (), RollReport(), seconds, None)
+
+
+def _new_id() -> str:
+    return f"roll-{secrets.token_hex(3)}"

@@ -1,23 +1,31 @@
-"""One writer for each environment at a time."""
+"""One writer for each environment at a time.
+
+A lease has an epoch that rises with every holder. Each transaction of a holder first makes sure
+that its epoch is still the current one, so that a holder that was taken over, after having been
+stopped for long, writes nothing any more.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
-from toolkit.errors import LeaseHeld, ToolkitError
+from toolkit.errors import LeaseHeld
 from toolkit.ledger import tables
 from toolkit.ledger.ledger import Ledger, operator
-from toolkit.machines.processes import ProcessId, identify
+from toolkit.machines.processes import ProcessId, identify, parse_process
 
 TIME_TO_LIVE_S = 900.0
-"""Longer than the longest effect; renewed before each."""
+"""Longer than the longest effect; every write renews it."""
+
+POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +33,14 @@ class Lease:
     """The right to change one environment, until another epoch begins.
 
     Attributes:
-        ledger: Where it is kept.
         environment: What may be changed.
         epoch: Rises with every holder.
+        ledger: Refuses to write as soon as the lease is lost.
     """
 
-    ledger: Ledger
     environment: str
     epoch: int
+    ledger: Ledger
 
     def renew(self) -> None:
         """Make sure that the lease is still held, and hold it for longer.
@@ -40,85 +48,123 @@ class Lease:
         Raises:
             LeaseHeld: Another holder took over.
         """
-        table = tables.leases
-        with self.ledger.transaction() as connection:
-            done = connection.execute(
-                update(table)
-                .where(table.c.environment == self.environment, table.c.epoch == self.epoch)
-                .values(expires=time.time() + TIME_TO_LIVE_S)
-            )
-        if done.rowcount != 1:
-            raise LeaseHeld(f"the lease of {self.environment} was taken over by another process")
+        with self.ledger.transaction():
+            pass
 
 
 @contextmanager
-def held(ledger: Ledger, environment: str, *, doing: str) -> Iterator[Lease]:
+def held(ledger: Ledger, environment: str, *, doing: str, wait_s: float = 0.0) -> Iterator[Lease]:
     """Hold the lease of an environment while the body runs.
 
     Args:
         ledger: Where leases are kept.
         environment: What is to be changed.
         doing: What for; others are told.
+        wait_s: How long to queue for it.
 
     Raises:
         LeaseHeld: Another process holds it; the message says who, what and until when.
     """
-    lease = _acquire(ledger, environment, doing)
+    epoch = _acquire(ledger, environment, doing, wait_s=wait_s)
+
+    def guard(connection: Connection) -> None:
+        _renew(connection, environment, epoch)
+
     try:
-        yield lease
+        yield Lease(environment, epoch, ledger.guarded(guard))
     finally:
         table = tables.leases
         with ledger.transaction() as connection:
             connection.execute(
                 update(table)
-                .where(table.c.environment == environment, table.c.epoch == lease.epoch)
-                .values(expires=0.0)
+                .where(table.c.environment == environment, table.c.epoch == epoch)
+                .values(expires=0.0, expires_uptime=0.0)
             )
 
 
-def _acquire(ledger: Ledger, environment: str, doing: str) -> Lease:
-    table = tables.leases
-    process = identify(os.getpid())
-    now = time.time()
-    with ledger.transaction() as connection:
-        row = (
-            connection.execute(select(table).where(table.c.environment == environment))
-            .mappings()
-            .first()
-        )
-        if row is not None and row["expires"] > now and not _is_dead(row["host"], row["process"]):
-            raise LeaseHeld(
-                f"{environment} is being changed by {row['owner']}: {row['doing']}, since "
-                f"{int(now - row['since'])} s; the lease runs out in {int(row['expires'] - now)} s",
-                hint="wait until it has ended, then try again",
-            )
-        values = {
-            "epoch": row["epoch"] + 1 if row is not None else 1,
-            "owner": operator(),
-            "process": str(process),
-            "host": socket.gethostname(),
-            "doing": doing,
-            "since": now,
-            "expires": now + TIME_TO_LIVE_S,
-        }
-        if row is None:
-            connection.execute(insert(table).values(environment=environment, **values))
-        else:
-            connection.execute(
-                update(table).where(table.c.environment == environment).values(**values)
-            )
-    epoch = values["epoch"]
-    if not isinstance(epoch, int):
-        raise ToolkitError("the ledger holds a lease without an epoch")
-    return Lease(ledger, environment, epoch)
+def is_free(row: Mapping[str, Any], *, host: str, boot: str, now: float, uptime: float) -> bool:
+    """Whether a lease may be taken. Pure but for asking whether a process of this host lives.
 
+    On the holder's own host the time since its start counts, which nobody can set; elsewhere only
+    the clock can be compared.
 
-def _is_dead(host: str, process: str) -> bool:
-    """Whether the holder was a process of this host that has ended."""
-    if host != socket.gethostname():
-        return False
-    try:
-        pid, started, boot = process.split()
-        return not ProcessId(int(pid), int(started), boot).is_alive
-    except ValueError:
+    Args:
+        row: The lease.
+        host: This host.
+        boot: Identity of this host's start.
+        now: Seconds since the epoch.
+        uptime: Seconds since this host's start.
+    """
+    if row["host"] != host:
+        return bool(row["expires"] <= now)
+    process = parse_process(row["process"])
+    if process is None or process.boot != boot or row["expires_uptime"] <= uptime:
         return True
+    return not process.is_alive
+
+
+def _acquire(ledger: Ledger, environment: str, doing: str, *, wait_s: float) -> int:
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            with ledger.transaction() as connection:
+                return _take(connection, environment, doing)
+        except LeaseHeld:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(POLL_S)
+
+
+def _take(connection: Connection, environment: str, doing: str) -> int:
+    table = tables.leases
+    process = identify(os.getpid()) or ProcessId(os.getpid(), 0, "")
+    now, uptime = time.time(), _uptime()
+    row = (
+        connection.execute(select(table).where(table.c.environment == environment))
+        .mappings()
+        .first()
+    )
+    if row is not None and not is_free(
+        dict(row), host=socket.gethostname(), boot=process.boot, now=now, uptime=uptime
+    ):
+        left = row["expires_uptime"] - uptime
+        raise LeaseHeld(
+            f"{environment} is being changed by {row['owner']} ({row['doing']}, process "
+            f"{row['process'].split()[0]}) since {max(now - row['since'], 0):.0f} s; "
+            f"the lease runs out in {left:.0f} s unless it is renewed",
+            hint="wait until it has ended, or queue for it with --wait SECONDS",
+        )
+    epoch: int = row["epoch"] + 1 if row is not None else 1
+    values = {
+        "epoch": epoch,
+        "owner": operator(),
+        "process": str(process),
+        "host": socket.gethostname(),
+        "doing": doing,
+        "since": now,
+        "expires": now + TIME_TO_LIVE_S,
+        "expires_uptime": uptime + TIME_TO_LIVE_S,
+    }
+    if row is None:
+        connection.execute(insert(table).values(environment=environment, **values))
+    else:
+        connection.execute(update(table).where(table.c.environment == environment).values(**values))
+    return epoch
+
+
+def _renew(connection: Connection, environment: str, epoch: int) -> None:
+    table = tables.leases
+    done = connection.execute(
+        update(table)
+        .where(table.c.environment == environment, table.c.epoch == epoch)
+        .values(expires=time.time() + TIME_TO_LIVE_S, expires_uptime=_uptime() + TIME_TO_LIVE_S)
+    )
+    if done.rowcount != 1:
+        raise LeaseHeld(
+            f"the lease of {environment} was taken over by another process",
+            hint=f"'toolkit status {environment}' shows what became of it",
+        )
+
+
+def _uptime() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -2,44 +2,50 @@
 
 from __future__ import annotations
 
-from toolkit.model import MachineState
+from toolkit.model import MachineState, TargetState
 from toolkit.progress import step
 from toolkit.roll import lease
+from toolkit.roll.journal import Journal
 from toolkit.roll.lease import Lease
 from toolkit.roll.plan import Effect, RollPlan, Step
-from toolkit.roll.prepare import gather_inputs
-from toolkit.roll.recover import settle
-from toolkit.roll.run import Crew, Roll, RollOrder
+from toolkit.roll.prepare import gather_inputs, make_order
+from toolkit.roll.recover import remove_orphans
+from toolkit.roll.run import Crew, Roll
 from toolkit.roll.site import Site
 
 STOP_DEADLINE_S = 20.0
 
 
-def bring_up(site: Site) -> list[str]:
+def bring_up(site: Site, *, is_repair: bool = False) -> list[str]:
     """Have the environment's network and balancer run, and every machine that is meant to.
 
     Machines that are gone, after the host has restarted for instance, start again from the same
     image, pass their smoke tests again and are admitted again.
 
+    Args:
+        site: Where.
+        is_repair: Whether places that were changed by hand are put right too.
+
     Returns:
         Names of the machines that were started or admitted.
 
     Raises:
-        SmokeTestsFailed: A machine that came back failed its tests.
+        ToolkitError: A machine that came back failed; it stays out of its pool.
     """
     name = site.environment.name
     with lease.held(site.ledger, name, doing="up") as held:
-        with step(site.progress, f"network of {name}"):
-            site.network.up()
-        with step(site.progress, f"balancer of {name}"):
-            site.balancer.ensure()
+        journal = Journal(held.ledger, {"environment": name}, scope="up")
         if not site.ledger.is_up(name):
-            site.ledger.set_up(name, is_up=True)
-        settle(site, held)
+            held.ledger.set_up(name, is_up=True)
+        with step(site.progress, f"network of {name}"), journal.effect("network", {}):
+            site.network.up()
+        with step(site.progress, f"balancer of {name}"), journal.effect("balancer", {}):
+            site.balancer.ensure()
+        remove_orphans(site)
         return [
             machine
             for role in site.environment.deployments
-            for machine in _restore(site, role, held)
+            for machine in _restore(site, role, held, is_repair=is_repair)
         ]
 
 
@@ -50,61 +56,62 @@ def take_down(site: Site) -> list[str]:
         Names of the machines that were removed.
     """
     name = site.environment.name
-    with lease.held(site.ledger, name, doing="down"):
-        recorded = {one.name for one in site.ledger.machines(name)}
+    with lease.held(site.ledger, name, doing="down") as held:
+        ledger = held.ledger
+        journal = Journal(ledger, {"environment": name}, scope="down")
+        recorded = {one.name for one in ledger.machines(name)}
         machines = sorted(recorded.union(one.name for one in site.provider.machines()))
-        for roll in site.ledger.rolls(name):
-            if roll.outcome == "running":
-                site.ledger.end_roll(roll.id, "failed", {"reason": "the environment was removed"})
-        with step(site.progress, f"balancer of {name}"):
+        for roll in ledger.unfinished_rolls(name):
+            ledger.end_roll(roll.id, "failed", {"reason": "the environment was removed"})
+        with step(site.progress, f"balancer of {name}"), journal.effect("balancer", {}):
             site.balancer.stop()
-        with step(site.progress, f"{len(machines)} machines of {name}"):
+        with (
+            step(site.progress, f"{len(machines)} machines of {name}"),
+            journal.effect("machines", {"machines": machines}),
+        ):
             site.provider.destroy(machines, deadline_s=STOP_DEADLINE_S)
-            site.ledger.forget_machines(machines)
-        with step(site.progress, f"network of {name}"):
+        ledger.forget_machines(machines)
+        with step(site.progress, f"network of {name}"), journal.effect("network", {}):
             site.network.down()
-        if site.ledger.is_up(name):
-            site.ledger.set_up(name, is_up=False)
+        if ledger.is_up(name):
+            ledger.set_up(name, is_up=False)
         return machines
 
 
-def _restore(site: Site, role: str, held: Lease) -> list[str]:
+def _restore(site: Site, role: str, held: Lease, *, is_repair: bool) -> list[str]:
     """Start and admit the members of a pool that do not serve."""
     name = site.environment.name
-    members = site.ledger.machines(name, role)
+    records = held.ledger.machines(name, role)
+    members = [one for one in records if one.is_member]
     running = {
         one.name for one in site.provider.machines() if one.state is not MachineState.STOPPED
     }
-    placed = {target.address for target in site.pools[role].targets()}
+    pool = site.pools[role]
+    states = {target.address: target.state for target in pool.targets()}
+    if is_repair:
+        known = {one.address for one in records}
+        pool.deregister([address for address in states if address not in known])
     stopped = [one for one in members if one.name not in running]
-    absent = tuple(
-        one.name for one in members if one.name not in running or one.address not in placed
-    )
+    absent = [
+        one
+        for one in members
+        if one.name not in running
+        or one.address not in states
+        or (is_repair and states[one.address] is not TargetState.READY)
+    ]
     if not absent:
         return []
-    inputs = gather_inputs(site, role)
+    names = tuple(one.name for one in absent)
     launch = Step(Effect.LAUNCH, tuple(one.name for one in stopped))
-    steps = (
-        *((launch,) if stopped else ()),
-        *(
-            Step(effect, absent)
-            for effect in (
-                Effect.SMOKE, Effect.REGISTER, Effect.AWAIT_HEALTHY, Effect.ADMIT,
-            )
-        ),
-    )  # fmt: skip
-    order = RollOrder(
-        id="up",
-        environment=name,
-        role=role,
-        plan=RollPlan("restore", (), absent, steps, ()),
-        launches={
-            one.name: inputs.order(one.name, image=one.image, address=one.address)
-            for one in members
-        },
-        records={one.name: one for one in members},
-        timeouts=site.environment.deployments[role].timeouts,
+    introduction = (Effect.SMOKE, Effect.REGISTER, Effect.AWAIT_HEALTHY, Effect.ADMIT)
+    plan = RollPlan(
+        "restore",
+        (),
+        names,
+        (*((launch,) if stopped else ()), *(Step(effect, names) for effect in introduction)),
+        (),
     )
-    crew = Crew(site.provider, site.pools[role], site.smoke, site.ledger, held, site.progress)
+    order = make_order(site, role, plan, members, gather_inputs(site, role), roll_id="up")
+    crew = Crew(site.provider, pool, site.smoke, site.hooks, held.ledger, site.progress)
     Roll(order, crew).restore()
-    return list(absent)
+    return list(names)

@@ -7,9 +7,10 @@ from typing import Any
 
 from toolkit.ledger.ledger import MachineRecord
 from toolkit.model import Machine, MachineState, Target, TargetState
+from toolkit.roll.recover import find_drift
 from toolkit.roll.site import Site
 
-SMOKE = {"new": "pending", "member": "passed"}
+SMOKE = {"new": "pending", "member": "passed", "warm": "passed"}
 """A machine's standing in the ledger to what that says about its smoke tests."""
 
 
@@ -30,7 +31,7 @@ def observe(site: Site, role: str) -> dict[str, Any]:
         _machine(name, live.get(name), records.get(name), targets)
         for name in sorted({*live, *records})
     ]
-    members = [one for one in records.values() if one.standing == "member"]
+    members = [one for one in records.values() if one.is_member]
     release = next((one.release for one in members if one.release), None)
     roll = next(
         (one for one in site.ledger.rolls(environment, role) if one.outcome == "rolled"), None
@@ -51,6 +52,27 @@ def observe(site: Site, role: str) -> dict[str, Any]:
         "since": _timestamp(min((one.since for one in members), default=None)),
         "by": roll.by if roll and members else None,
     }
+
+
+def drift(site: Site) -> list[str]:
+    """Return what differs from the ledger, and rolls that were cut short, as sentences."""
+    name = site.environment.name
+    live = site.provider.machines()
+    has_balancer = site.balancer.is_running()
+    sentences = [] if has_balancer else ["the balancer does not run: 'toolkit up' starts it"]
+    for role, pool in site.pools.items():
+        sentences += find_drift(
+            site.ledger.machines(name, role),
+            [one for one in live if one.role == role],
+            pool.targets() if has_balancer else (),
+        )
+    if sentences and has_balancer:
+        sentences.append(f"'toolkit up {name} --repair' puts this right")
+    sentences += [
+        f"{roll.id} of {roll.role} is under way or was cut short"
+        for roll in site.ledger.unfinished_rolls(name)
+    ]
+    return sentences
 
 
 def _machine(

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
+
+UNDONE_WARM_S = 300.0
+"""How long machines stay warm after going back to them was undone."""
 
 
 class Effect(StrEnum):
-    """What a step does to the world outside. Every one sets an absolute state."""
+    """What a step does to the world outside.
 
+    Every effect sets an absolute state under names that the plan fixes, so that doing one twice
+    is harmless: a roll that was killed is resumed by doing its plan again from the start.
+    """
+
+    SNAPSHOT = "snapshot"
     LAUNCH = "launch"
     SMOKE = "smoke"
+    HOOK = "hook"
     REGISTER = "register"
     AWAIT_HEALTHY = "await-healthy"
+    WEIGH = "weigh"
     ADMIT = "admit"
     DRAIN = "drain"
+    WATCH = "watch"
     AWAIT_DRAINED = "await-drained"
+    KEEP_WARM = "keep-warm"
     DEREGISTER = "deregister"
     DESTROY = "destroy"
 
@@ -29,10 +42,41 @@ class Step:
     Attributes:
         effect: What is done.
         machines: Names of the machines it is done to.
+        argument: A weight in percent, seconds to watch or keep warm, or the name of a playbook.
     """
 
     effect: Effect
     machines: tuple[str, ...]
+    argument: float | str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RollPolicy:
+    """How a role is rolled in an environment.
+
+    Attributes:
+        strategy: `rolling`, `blue-green`, `canary` or `stateful`.
+        batch: For `rolling`: machines replaced at a time.
+        canary_machines: For `canary`: how many go first.
+        canary_percent: For `canary`: weight of each against an old machine.
+        canary_watch_s: For `canary`: how long they are watched.
+        soak_s: How long the new machines are watched after the switch; 0 for not at all.
+        keep_warm_s: How long old machines are kept, drained, for a quick way back.
+        has_snapshot: For `stateful`: whether the volume is copied first.
+        before_hook: Playbook that is run before the first new machine gets traffic, or None.
+        after_hook: Playbook that is run after the switch, or None.
+    """
+
+    strategy: str = "rolling"
+    batch: int = 1
+    canary_machines: int = 1
+    canary_percent: int = 10
+    canary_watch_s: float = 30.0
+    soak_s: float = 0.0
+    keep_warm_s: float = 0.0
+    has_snapshot: bool = False
+    before_hook: str | None = None
+    after_hook: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +84,11 @@ class RollPlan:
     """A roll of one role.
 
     Attributes:
-        strategy: `rolling` or `stateful`.
+        strategy: As in the policy.
         old: Machines that serve before.
         new: Machines that serve after.
         switch: Steps up to the moment when only new machines serve. Failing here is undone.
-        finish: Steps that remove the old machines. Failing here is finished later.
+        finish: Steps that deal with the old machines. Failing here is finished later.
     """
 
     strategy: str
@@ -59,31 +103,55 @@ class RollPlan:
         return (*self.switch, *self.finish)
 
 
-def plan_roll(strategy: str, *, old: Sequence[str], new: Sequence[str], batch: int) -> RollPlan:
+def plan_roll(
+    policy: RollPolicy, *, old: Sequence[str], new: Sequence[str], retired: Sequence[str] = ()
+) -> RollPlan:
     """Plan the replacement of machines.
 
-    `rolling`: no batch is registered before all of it has passed its smoke tests, and as many
-    old machines drain as new ones were admitted before. Old machines stay, drained and warm,
-    until the whole roll has succeeded. `stateful`: the one machine is stopped before its
-    successor starts, since a volume has one owner; the pool serves nobody in between.
+    No machine is registered before all of its batch have passed their smoke tests, and as many
+    old machines drain as new ones were admitted before. Old machines stay, drained, until the
+    switch has succeeded, so that the way back is two balancer commands.
 
     Args:
-        strategy: `rolling` or `stateful`.
+        policy: How.
         old: Machines that serve now.
         new: Machines that are to serve: the configured capacity.
-        batch: Machines to replace at a time.
+        retired: Machines kept warm by an earlier roll; they make room first.
     """
-    if strategy == "stateful":
-        return _plan_stateful(tuple(old), tuple(new))
-    switch: list[Step] = []
-    for start in range(0, len(new), batch):
-        arriving = tuple(new[start : start + batch])
-        is_last = start + batch >= len(new)
-        leaving = tuple(old[start:] if is_last else old[start : start + batch])
-        switch += _introduce(arriving)
-        if leaving:
-            switch.append(Step(Effect.DRAIN, leaving))
-    return RollPlan("rolling", tuple(old), tuple(new), tuple(switch), _remove(tuple(old)))
+    old, new = tuple(old), tuple(new)
+    prelude = _remove(tuple(retired))
+    if policy.strategy == "stateful":
+        return _plan_stateful(policy, old, new, prelude)
+    if policy.strategy == "canary" and old:
+        switch = _switch_canary(policy, old, new)
+    else:
+        batch = policy.batch if policy.strategy == "rolling" else len(new)
+        switch = _switch_in_batches(policy, old, new, batch)
+    return RollPlan(
+        policy.strategy,
+        old,
+        new,
+        (*prelude, *switch, *_soak(policy, old, new)),
+        (*_hook(policy.after_hook, new), *_farewell(policy, old)),
+    )
+
+
+def plan_return(policy: RollPolicy, *, old: Sequence[str], warm: Sequence[str]) -> RollPlan:
+    """Plan the way back to machines that were kept warm; they pass their smoke tests again.
+
+    Args:
+        policy: How.
+        old: Machines that serve now.
+        warm: Machines that are to serve again; the balancer has them drained.
+    """
+    old, warm = tuple(old), tuple(warm)
+    switch = (
+        Step(Effect.SMOKE, warm),
+        Step(Effect.AWAIT_HEALTHY, warm),
+        Step(Effect.ADMIT, warm),
+        Step(Effect.DRAIN, old),
+    )
+    return RollPlan("warm", old, warm, switch, _farewell(policy, old))
 
 
 def plan_undo(plan: RollPlan, begun: Sequence[Step]) -> tuple[Step, ...]:
@@ -96,42 +164,58 @@ def plan_undo(plan: RollPlan, begun: Sequence[Step]) -> tuple[Step, ...]:
         plan: The roll.
         begun: The steps that were at least begun, in order.
     """
-
-    def touched(effect: Effect, among: Sequence[str]) -> tuple[str, ...]:
-        names = {name for one in begun if one.effect is effect for name in one.machines}
-        return tuple(name for name in among if name in names)
-
-    launched = touched(Effect.LAUNCH, plan.new)
-    registered = touched(Effect.REGISTER, plan.new)
-    drained = touched(Effect.DRAIN, plan.old)
+    touched = _Touched(begun)
+    launched = touched.by(Effect.LAUNCH, plan.new)
+    registered = touched.by(Effect.REGISTER, plan.new)
+    admitted = touched.by(Effect.ADMIT, plan.new)
+    drained = touched.by(Effect.DRAIN, plan.old)
     steps: list[Step] = []
     if plan.strategy != "stateful" and drained:
         steps.append(Step(Effect.ADMIT, drained))
+    if registered or admitted:
+        steps.append(Step(Effect.DRAIN, registered or admitted))
     if registered:
-        steps += [
-            Step(Effect.DRAIN, registered),
-            Step(Effect.AWAIT_DRAINED, registered),
-            Step(Effect.DEREGISTER, registered),
-        ]
+        steps += [Step(Effect.AWAIT_DRAINED, registered), Step(Effect.DEREGISTER, registered)]
     if launched:
         steps.append(Step(Effect.DESTROY, launched))
-    if plan.strategy == "stateful":
-        steps += _bring_back(plan.old, touched, drained)
+    if plan.strategy == "warm" and admitted:
+        steps.append(Step(Effect.KEEP_WARM, admitted, UNDONE_WARM_S))
+    if plan.strategy == "stateful" and drained:
+        steps += _bring_back(plan.old, touched)
     return tuple(steps)
 
 
-def _bring_back(
-    old: tuple[str, ...],
-    touched: Callable[[Effect, Sequence[str]], tuple[str, ...]],
-    drained: tuple[str, ...],
-) -> list[Step]:
-    """Return how a stateful role's old machine serves again, from where it was left."""
-    introduction = _introduce(old)
-    if touched(Effect.DESTROY, old):
-        return list(introduction)
-    if touched(Effect.DEREGISTER, old):
-        return [one for one in introduction if one.effect not in {Effect.LAUNCH, Effect.SMOKE}]
-    return [Step(Effect.ADMIT, drained)] if drained else []
+def plan_to_data(plan: RollPlan) -> dict[str, Any]:
+    """Return a plan as plain data, as the ledger keeps it."""
+    return {
+        "strategy": plan.strategy,
+        "old": list(plan.old),
+        "new": list(plan.new),
+        "switch": [step_to_data(step) for step in plan.switch],
+        "finish": [step_to_data(step) for step in plan.finish],
+    }
+
+
+def plan_from_data(data: Mapping[str, Any]) -> RollPlan:
+    """Return the plan that `plan_to_data` described."""
+    return RollPlan(
+        data["strategy"],
+        tuple(data["old"]),
+        tuple(data["new"]),
+        tuple(step_from_data(step) for step in data["switch"]),
+        tuple(step_from_data(step) for step in data["finish"]),
+    )
+
+
+def step_to_data(step: Step) -> dict[str, Any]:
+    """Return a step as plain data."""
+    data: dict[str, Any] = {"effect": step.effect.value, "machines": list(step.machines)}
+    return data if step.argument is None else data | {"argument": step.argument}
+
+
+def step_from_data(data: Mapping[str, Any]) -> Step:
+    """Return the step that `step_to_data` described."""
+    return Step(Effect(data["effect"]), tuple(data["machines"]), data.get("argument"))
 
 
 def allocate(
@@ -156,20 +240,96 @@ def allocate(
     return tuple(free)
 
 
-def _plan_stateful(old: tuple[str, ...], new: tuple[str, ...]) -> RollPlan:
-    stop = _remove(old) if old else ()
-    drain = (Step(Effect.DRAIN, old),) if old else ()
-    return RollPlan("stateful", old, new, (*drain, *stop, *_introduce(new)), ())
+class _Touched:
+    """Which machines the steps that were begun have touched."""
+
+    def __init__(self, begun: Sequence[Step]) -> None:
+        self._pairs = {(step.effect, name) for step in begun for name in step.machines}
+
+    def by(self, effect: Effect, among: Sequence[str]) -> tuple[str, ...]:
+        return tuple(name for name in among if (effect, name) in self._pairs)
 
 
-def _introduce(machines: tuple[str, ...]) -> tuple[Step, ...]:
+def _switch_in_batches(
+    policy: RollPolicy, old: tuple[str, ...], new: tuple[str, ...], batch: int
+) -> tuple[Step, ...]:
+    steps: list[Step] = []
+    for start in range(0, len(new), batch):
+        is_last = start + batch >= len(new)
+        leaving = old[start:] if is_last else old[start : start + batch]
+        hook = policy.before_hook if start == 0 else None
+        steps += _introduce(new[start : start + batch], before_hook=hook)
+        steps += [Step(Effect.DRAIN, leaving)] if leaving else []
+    return tuple(steps)
+
+
+def _switch_canary(
+    policy: RollPolicy, old: tuple[str, ...], new: tuple[str, ...]
+) -> tuple[Step, ...]:
+    canaries, rest = new[: policy.canary_machines], new[policy.canary_machines :]
+    return (
+        *_introduce(canaries, before_hook=policy.before_hook, percent=policy.canary_percent),
+        Step(Effect.WATCH, (*canaries, *old), policy.canary_watch_s),
+        *(_introduce(rest) if rest else ()),
+        Step(Effect.WEIGH, canaries, 100),
+        Step(Effect.DRAIN, old),
+    )
+
+
+def _plan_stateful(
+    policy: RollPolicy, old: tuple[str, ...], new: tuple[str, ...], prelude: tuple[Step, ...]
+) -> RollPlan:
+    """The one machine is stopped before its successor starts, since a volume has one owner."""
+    stop = (Step(Effect.DRAIN, old), *_remove(old)) if old else ()
+    snapshot = (Step(Effect.SNAPSHOT, new),) if policy.has_snapshot else ()
+    switch = (
+        *prelude, *stop, *snapshot, *_introduce(new, before_hook=policy.before_hook),
+        *_soak(policy, old, new),
+    )  # fmt: skip
+    return RollPlan("stateful", old, new, switch, _hook(policy.after_hook, new))
+
+
+def _bring_back(old: tuple[str, ...], touched: _Touched) -> tuple[Step, ...]:
+    """Return how a stateful role's old machine serves again, from where it was left."""
+    introduction = _introduce(old)
+    if touched.by(Effect.DESTROY, old):
+        return introduction
+    if touched.by(Effect.DEREGISTER, old):
+        return tuple(s for s in introduction if s.effect not in {Effect.LAUNCH, Effect.SMOKE})
+    return (Step(Effect.ADMIT, old),)
+
+
+def _introduce(
+    machines: tuple[str, ...], *, before_hook: str | None = None, percent: float | None = None
+) -> tuple[Step, ...]:
     return (
         Step(Effect.LAUNCH, machines),
         Step(Effect.SMOKE, machines),
+        *_hook(before_hook, machines),
         Step(Effect.REGISTER, machines),
         Step(Effect.AWAIT_HEALTHY, machines),
+        *((Step(Effect.WEIGH, machines, percent),) if percent is not None else ()),
         Step(Effect.ADMIT, machines),
     )
+
+
+def _hook(playbook: str | None, machines: tuple[str, ...]) -> tuple[Step, ...]:
+    return (Step(Effect.HOOK, machines[:1], playbook),) if playbook else ()
+
+
+def _soak(policy: RollPolicy, old: tuple[str, ...], new: tuple[str, ...]) -> tuple[Step, ...]:
+    return (Step(Effect.WATCH, new, policy.soak_s),) if policy.soak_s and old else ()
+
+
+def _farewell(policy: RollPolicy, old: tuple[str, ...]) -> tuple[Step, ...]:
+    if not old:
+        return ()
+    if policy.keep_warm_s:
+        return (
+            Step(Effect.AWAIT_DRAINED, old),
+            Step(Effect.KEEP_WARM, old, policy.keep_warm_s),
+        )
+    return _remove(old)
 
 
 def _remove(machines: tuple[str, ...]) -> tuple[Step, ...]:

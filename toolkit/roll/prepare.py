@@ -11,9 +11,10 @@ from toolkit.ledger.ledger import MachineRecord
 from toolkit.model import Image, MachineState, Release
 from toolkit.project.load import role_settings
 from toolkit.roll.orders import Inputs, endpoints
-from toolkit.roll.plan import allocate, plan_roll
+from toolkit.roll.plan import RollPlan, RollPolicy, allocate, plan_return, plan_roll
 from toolkit.roll.run import RollOrder
 from toolkit.roll.site import Site
+from toolkit.roll.watch import Thresholds
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def gather_inputs(site: Site, role: str) -> Inputs:
 
 def is_current(site: Site, role: str, wanted: Wanted, inputs: Inputs) -> bool:
     """Whether exactly the wanted machines serve already."""
-    members = site.ledger.machines(site.environment.name, role)
+    members = [one for one in site.ledger.machines(site.environment.name, role) if one.is_member]
     serving = {target.address for target in site.pools[role].targets() if target.is_serving}
     return (
         len(members) == site.environment.deployments[role].machines
@@ -109,29 +110,17 @@ def prepare_roll(
         wanted: What is to run.
         inputs: Its configuration and secrets.
         roll_id: Name of the roll; machine names are made from it.
+
+    Raises:
+        ConfigurationError: The network has no room.
     """
     environment = site.environment
-    deployment = environment.deployments[role]
-    live = site.provider.machines()
-    running = {one.name for one in live if one.state is not MachineState.STOPPED}
     recorded = site.ledger.machines(environment.name)
-    old = [one for one in recorded if one.role == role and one.name in running]
-    used = {one.address for one in recorded} | {one.address for one in live}
-    used.update(target.address for pool in site.pools.values() for target in pool.targets())
-    names = [
-        f"{role}-{roll_id.removeprefix('roll-')}-{number}"
-        for number in range(1, deployment.machines + 1)
-    ]
-    try:
-        addresses = allocate(environment.network, used=used, count=len(names))
-    except ValueError as error:
-        raise ConfigurationError(
-            f"{environment.directory / 'toolkit.yml'}:network: {error}",
-            hint="a roll needs room for old and new machines",
-        ) from None
+    old = _members_alive(site, role)
+    warm = [one for one in recorded if one.role == role and one.standing == "warm"]
     new = [
         MachineRecord(
-            name=name,
+            name=f"{role}-{roll_id.removeprefix('roll-')}-{number}",
             environment=environment.name,
             role=role,
             image=wanted.image.digest,
@@ -141,26 +130,131 @@ def prepare_roll(
             inputs=inputs.digest,
             since=time.time(),
         )
-        for name, address in zip(names, addresses, strict=True)
+        for number, address in enumerate(_free_addresses(site, role, recorded), start=1)
     ]
-    records = {one.name: one for one in (*old, *new)}
+    plan = plan_roll(
+        policy_of(site, role),
+        old=[one.name for one in old],
+        new=[one.name for one in new],
+        retired=[one.name for one in warm],
+    )
+    return make_order(site, role, plan, (*warm, *old, *new), inputs, roll_id=roll_id)
+
+
+def prepare_return(
+    site: Site, role: str, image: str, inputs: Inputs, *, roll_id: str
+) -> RollOrder | None:
+    """Return the order of going back to warm machines, or None when there are not enough.
+
+    Args:
+        site: Where.
+        role: Which role.
+        image: Digest of the image to go back to.
+        inputs: Configuration and secrets now; machines that were told others are not used.
+        roll_id: Name of the roll.
+    """
+    running = _running(site)
+    warm = [
+        one
+        for one in site.ledger.machines(site.environment.name, role)
+        if one.standing == "warm"
+        and one.image == image
+        and one.inputs == inputs.digest
+        and one.name in running
+    ]
+    if len(warm) < site.environment.deployments[role].machines:
+        return None
+    old = _members_alive(site, role)
+    plan = plan_return(
+        policy_of(site, role), old=[one.name for one in old], warm=[one.name for one in warm]
+    )
+    return make_order(site, role, plan, (*old, *warm), inputs, roll_id=roll_id)
+
+
+def make_order(
+    site: Site,
+    role: str,
+    plan: RollPlan,
+    records: Sequence[MachineRecord],
+    inputs: Inputs,
+    *,
+    roll_id: str,
+) -> RollOrder:
+    """Return the order that carries out a plan."""
+    deployment = site.environment.deployments[role]
+    soak = deployment.soak
     return RollOrder(
         id=roll_id,
-        environment=environment.name,
+        environment=site.environment.name,
         role=role,
-        plan=plan_roll(
-            deployment.strategy,
-            old=[one.name for one in old],
-            new=names,
-            batch=deployment.batch,
-        ),
+        plan=plan,
         launches={
             one.name: inputs.order(one.name, image=one.image, address=one.address)
-            for one in records.values()
+            for one in records
         },
-        records=records,
+        records={one.name: one for one in records},
         timeouts=deployment.timeouts,
+        thresholds=Thresholds(soak.max_error_percent, soak.min_requests, soak.max_response_ratio),
     )
+
+
+def policy_of(site: Site, role: str) -> RollPolicy:
+    """Return how a role is rolled, from the project and the environment's definition."""
+    spec, deployment = site.project.roles[role], site.environment.deployments[role]
+    return RollPolicy(
+        strategy=deployment.strategy,
+        batch=deployment.batch,
+        canary_machines=min(deployment.canary.machines, deployment.machines),
+        canary_percent=deployment.canary.percent,
+        canary_watch_s=deployment.canary.watch_s,
+        soak_s=deployment.soak.seconds,
+        keep_warm_s=deployment.keep_warm_s,
+        has_snapshot=deployment.has_snapshot,
+        before_hook=spec.before_hook,
+        after_hook=spec.after_hook,
+    )
+
+
+def previous_image(site: Site, role: str) -> str | None:
+    """Return the image that served before the one that serves now, or None."""
+    members = [one for one in site.ledger.machines(site.environment.name, role) if one.is_member]
+    if not members:
+        return None
+    current = members[-1].image
+    for roll in site.ledger.rolls(site.environment.name, role):
+        if (
+            roll.outcome == "rolled"
+            and roll.image == current
+            and roll.previous not in {None, current}
+        ):
+            return roll.previous
+    return None
+
+
+def _members_alive(site: Site, role: str) -> list[MachineRecord]:
+    running = _running(site)
+    recorded = site.ledger.machines(site.environment.name, role)
+    return [one for one in recorded if one.is_member and one.name in running]
+
+
+def _running(site: Site) -> set[str]:
+    return {one.name for one in site.provider.machines() if one.state is not MachineState.STOPPED}
+
+
+def _free_addresses(site: Site, role: str, recorded: Sequence[MachineRecord]) -> tuple[str, ...]:
+    environment = site.environment
+    used = {one.address for one in recorded}
+    used |= {one.address for one in site.provider.machines()}
+    used |= {target.address for pool in site.pools.values() for target in pool.targets()}
+    try:
+        return allocate(
+            environment.network, used=used, count=environment.deployments[role].machines
+        )
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{environment.directory / 'toolkit.yml'}:network: {error}",
+            hint="a roll needs room for old and new machines",
+        ) from None
 
 
 def _by_image(site: Site, role: str, digest: str) -> Wanted:

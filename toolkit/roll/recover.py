@@ -1,62 +1,56 @@
-"""Bring an environment back to what the ledger says of it, from whatever was left behind."""
+"""Compare what runs with what the ledger says is meant to."""
 
 from __future__ import annotations
 
-from toolkit.model import MachineState
-from toolkit.roll.lease import Lease
+from collections.abc import Sequence
+
+from toolkit.ledger.ledger import MachineRecord
+from toolkit.model import Machine, MachineState, Target, TargetState
 from toolkit.roll.site import Site
 
 
-def settle(site: Site, held: Lease) -> None:
-    """Undo or finish a roll that was killed. The caller holds the lease.
-
-    Machines that were never admitted are discarded; when all new ones were, it is the old ones
-    that go. What to do is decided from the ledger and done to what is observed, so it may be
-    repeated.
-    """
-    ledger, name = site.ledger, site.environment.name
-    for roll in ledger.rolls(name):
-        if roll.outcome != "running":
-            continue
-        held.renew()
-        switched = ledger.entries(environment=name, kinds=["roll.switched"])
-        is_switched = any(entry["roll"] == roll.id for entry in switched)
-        prefix = f"{roll.role}-{roll.id.removeprefix('roll-')}-"
-        recorded = ledger.machines(name, roll.role)
-        new = [one for one in recorded if one.name.startswith(prefix)]
-        old = [one for one in recorded if not one.name.startswith(prefix)]
-        leaving, staying = (old, new) if is_switched else (new, old)
-        site.progress.note(
-            f"{roll.id} of {roll.role} was interrupted: "
-            + ("finishing it" if is_switched else "undoing it")
-        )
-        timeouts = site.environment.deployments[roll.role].timeouts
-        pool = site.pools[roll.role]
-        known = {target.address for target in pool.targets()}
-        pool.admit([one.address for one in staying if one.address in known])
-        gone = [one.address for one in leaving if one.address in known]
-        pool.drain(gone)
-        pool.await_drained(gone, deadline_s=timeouts.drain_s)
-        pool.deregister(gone)
-        names = [one.name for one in leaving]
-        site.provider.destroy(names, deadline_s=timeouts.stop_s)
-        ledger.forget_machines(names)
-        ledger.end_roll(roll.id, "rolled" if is_switched else "rolled-back", {"recovered": True})
-    remove_orphans(site)
-
-
-def remove_orphans(site: Site) -> None:
-    """Destroy machines that run but that the ledger does not know."""
-    known = {one.name for one in site.ledger.machines(site.environment.name)}
-    orphans = [one.name for one in site.provider.machines() if one.name not in known]
+def remove_orphans(site: Site) -> list[str]:
+    """Destroy machines that run but that the ledger does not know; return their names."""
+    orphans = find_orphans(site)
     if orphans:
         site.progress.note(f"removing machines that nothing knows: {', '.join(orphans)}")
         site.provider.destroy(orphans, deadline_s=0)
+    return orphans
 
 
-def is_running(site: Site, name: str) -> bool:
-    """Whether a machine runs, as its provider observes it."""
-    return any(
-        one.name == name and one.state is not MachineState.STOPPED
-        for one in site.provider.machines()
-    )
+def find_orphans(site: Site) -> list[str]:
+    """Return machines that run but that the ledger does not know."""
+    known = {one.name for one in site.ledger.machines(site.environment.name)}
+    return [one.name for one in site.provider.machines() if one.name not in known]
+
+
+def find_drift(
+    records: Sequence[MachineRecord], machines: Sequence[Machine], targets: Sequence[Target]
+) -> list[str]:
+    """Return how a pool differs from the ledger, a sentence for each difference. Pure.
+
+    Args:
+        records: What is meant to exist, of one role.
+        machines: What the provider observes, of that role.
+        targets: What the balancer reports of its pool.
+    """
+    running = {one.name for one in machines if one.state is not MachineState.STOPPED}
+    placed = {target.address: target for target in targets}
+    sentences = []
+    for record in records:
+        target = placed.get(record.address)
+        if record.name not in running:
+            sentences.append(f"{record.name} is meant to run, and does not")
+        elif record.is_member and target is None:
+            sentences.append(f"{record.name} is meant to serve, and has no place in the pool")
+        elif record.is_member and target and target.state is not TargetState.READY:
+            sentences.append(f"{record.name} is meant to serve, and the balancer has it drained")
+        elif record.standing == "warm" and target and target.state is TargetState.READY:
+            sentences.append(f"{record.name} is meant to be warm, and the balancer has it ready")
+    known = {record.address for record in records}
+    sentences += [
+        f"{target.slot} has {target.address}, which is no machine of ours"
+        for target in targets
+        if target.address not in known
+    ]
+    return sentences

@@ -1,35 +1,51 @@
-"""Carry out a roll, and leave the pool in order however it ends."""
+"""Carry out a roll: go forward, and back when a step fails."""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from toolkit.errors import OutsideError, RolledBack, SmokeTestsFailed, ToolkitError
+from toolkit import interrupt
+from toolkit.errors import (
+    Interrupted,
+    LeaseHeld,
+    OutsideError,
+    RolledBack,
+    SmokeTestsFailed,
+    ToolkitError,
+)
 from toolkit.ledger.ledger import Ledger, MachineRecord
-from toolkit.model import LaunchOrder, SmokeCheck
-from toolkit.ports import MachineProvider, Pool, SmokeRunner
+from toolkit.model import LaunchOrder, MachineState, SmokeCheck
+from toolkit.ports import HookRunner, MachineProvider, Pool, SmokeRunner
 from toolkit.progress import Progress, step
 from toolkit.project.model import Timeouts
-from toolkit.roll.lease import Lease
-from toolkit.roll.plan import Effect, RollPlan, Step, plan_undo
+from toolkit.roll.journal import DONE, INTENT, Journal
+from toolkit.roll.plan import Effect, RollPlan, Step, plan_undo, step_from_data, step_to_data
+from toolkit.roll.watch import Thresholds, judge
 
 LINE_LIMIT = 240
 """Characters of a failed test's message in an error; the ledger has the whole."""
 
+WATCH_POLL_S = 0.25
+WATCH_RENEW_S = 60.0
+UNHEALTHY_LIMIT_S = 2.0
+"""How long a watched machine may fail the balancer's own check."""
+
+SWITCHED, UNDOING = "roll.switched", "roll.undoing"
+
 
 @dataclass(frozen=True, slots=True)
 class Crew:
-    """The collaborators of a roll."""
+    """The collaborators of a roll. The ledger refuses when the lease is lost."""
 
     provider: MachineProvider
     pool: Pool
     smoke: SmokeRunner
+    hooks: HookRunner
     ledger: Ledger
-    lease: Lease
     progress: Progress
 
 
@@ -44,8 +60,9 @@ class RollOrder:
         plan: What to do.
         launches: Machine name to launch order: of the new machines, and of the old ones where
             undoing may have to start them again.
-        records: Machine name to what the ledger holds of it, of old and new machines.
+        records: Machine name to what the ledger holds of it, of all machines in the plan.
         timeouts: Deadlines of the steps.
+        thresholds: By which new machines are judged while they are watched.
     """
 
     id: str
@@ -55,6 +72,7 @@ class RollOrder:
     launches: Mapping[str, LaunchOrder]
     records: Mapping[str, MachineRecord]
     timeouts: Timeouts
+    thresholds: Thresholds
 
 
 @dataclass(slots=True)
@@ -62,7 +80,7 @@ class RollReport:
     """What was observed during a roll.
 
     Attributes:
-        outcome: `rolled`, `discarded` or `rolled-back`.
+        outcome: `running`, then `rolled`, `discarded` or `rolled-back`.
         smoke: Every smoke test's outcome.
         seconds: Effect to seconds spent on it.
         downtime_s: For a stateful role, how long its pool served nobody.
@@ -75,7 +93,11 @@ class RollReport:
 
 
 class Roll:
-    """One roll in progress.
+    """One roll in progress, new or taken up again.
+
+    What was begun is known from the ledger alone, so that a roll that was killed is taken up by
+    another process. Going on means doing the plan again from the start: every effect sets an
+    absolute state.
 
     Args:
         order: What to do.
@@ -85,46 +107,94 @@ class Roll:
     def __init__(self, order: RollOrder, crew: Crew) -> None:
         self._order = order
         self._crew = crew
-        self._begun: list[Step] = []
+        self._place = {"environment": order.environment, "role": order.role, "roll": order.id}
+        self._journal = Journal(crew.ledger, self._place, scope="roll")
         self._drained_at: float | None = None
         self.report = RollReport()
 
-    def run(self) -> RollReport:
-        """Do all steps.
+    def forward(self) -> RollReport:
+        """Do all steps; when one fails before the switch, go back.
 
         Raises:
             SmokeTestsFailed: New machines failed and were discarded; nothing was registered.
             RolledBack: A later step failed; the old machines serve again.
-            ToolkitError: Undoing failed too, or old machines could not be removed.
+            Interrupted: The operator asked to stop; the roll can be resumed or aborted.
+            ToolkitError: Going back failed too, or old machines could not be removed.
         """
-        plan = self._order.plan
-        try:
-            for one in plan.switch:
-                self._do(one)
-        except BaseException as error:
-            self._undo(error)
-            raise self._verdict(error) from error
-        self._crew.ledger.append("roll.switched", {"machines": list(plan.new)}, **self._place())
-        for one in plan.finish:
+        if not self._has_entry(SWITCHED):
+            try:
+                for one in self._order.plan.switch:
+                    interrupt.check(self._hint)
+                    self._do(one)
+            except (Interrupted, LeaseHeld):
+                raise
+            except ToolkitError as error:
+                self.back(reason=error.message)
+                raise self._verdict(error) from error
+            self._note(SWITCHED, {"machines": list(self._order.plan.new)})
+        for one in self._order.plan.finish:
+            interrupt.check(self._hint)
             self._do(one)
         self.report.outcome = "rolled"
         return self.report
 
+    def back(self, *, reason: str) -> RollReport:
+        """Return to the machines that served before.
+
+        Args:
+            reason: Why, for the ledger.
+
+        Raises:
+            ToolkitError: The roll has switched already, or a step back failed.
+        """
+        if self._has_entry(SWITCHED):
+            raise ToolkitError(
+                f"{self._order.id} has switched to the new machines already",
+                hint="resume it, then go back with 'toolkit rollback'",
+            )
+        self._crew.progress.note(f"going back: {reason.splitlines()[0]}")
+        # What was begun going forward is fixed by the first entry of its kind.
+        begun = self._begun()
+        if not self._has_entry(UNDOING):
+            self._note(UNDOING, {"reason": reason})
+        for one in plan_undo(self._order.plan, begun):
+            self._do(one)
+        self.report.outcome = "rolled-back" if self._has_touched_pool(begun) else "discarded"
+        return self.report
+
     def restore(self) -> None:
-        """Do the steps up to the switch and undo nothing: the machines are meant to exist."""
+        """Do the steps of the switch and undo nothing: the machines are meant to exist."""
         for one in self._order.plan.switch:
             self._do(one)
 
-    def _undo(self, cause: BaseException) -> None:
-        self._crew.progress.note(f"undoing: {_first_line(cause)}")
-        for one in plan_undo(self._order.plan, tuple(self._begun)):
-            self._do(one)
-        self.report.outcome = "rolled-back" if self._has_registered else "discarded"
+    @property
+    def is_undoing(self) -> bool:
+        """Whether the roll was already on its way back."""
+        return self._has_entry(UNDOING)
 
-    def _verdict(self, cause: BaseException) -> BaseException:
-        if not isinstance(cause, ToolkitError):
-            return cause
-        if self._has_registered:
+    @property
+    def _hint(self) -> str:
+        where = self._order.environment
+        return f"'toolkit resume {where}' goes on, 'toolkit abort {where}' goes back"
+
+    def _begun(self) -> tuple[Step, ...]:
+        """Return the forward steps that were at least begun, as the ledger knows them."""
+        steps: list[Step] = []
+        for entry in self._crew.ledger.roll_entries(self._order.id):
+            if entry["kind"] == UNDOING:
+                break
+            if entry["kind"] == INTENT:
+                steps.append(step_from_data(entry["data"]))
+        return tuple(steps)
+
+    def _has_touched_pool(self, begun: Sequence[Step]) -> bool:
+        """Whether the balancer was told of a new machine."""
+        new = set(self._order.plan.new)
+        effects = {Effect.REGISTER, Effect.ADMIT}
+        return any(one.effect in effects and new.intersection(one.machines) for one in begun)
+
+    def _verdict(self, cause: ToolkitError) -> ToolkitError:
+        if self.report.outcome == "rolled-back":
             return RolledBack(f"rolled back: {cause.message}", hint=cause.hint)
         if isinstance(cause, SmokeTestsFailed):
             return cause
@@ -133,49 +203,49 @@ class Roll:
             f"new machines did not come up and were discarded: {cause.message}", hint=cause.hint
         )
 
-    @property
-    def _has_registered(self) -> bool:
-        """Whether the balancer was told of a new machine."""
-        return any(
-            one.effect is Effect.REGISTER and set(one.machines) & set(self._order.plan.new)
-            for one in self._begun
-        )
-
     def _do(self, one: Step) -> None:
-        """Intent, act, observe, commit."""
-        self._begun.append(one)
-        crew, what = self._crew, f"{one.effect} {', '.join(one.machines)}"
-        crew.lease.renew()
-        record = {"effect": one.effect.value, "machines": list(one.machines)}
-        crew.ledger.append("effect.intent", record, **self._place())
+        data = step_to_data(one)
+        data.pop("effect")
         began = time.monotonic()
-        with step(crew.progress, what):
-            _ACTIONS[one.effect](self, one.machines)
-        seconds = time.monotonic() - began
-        self.report.seconds[one.effect.value] += seconds
-        crew.ledger.append("effect.done", {**record, "seconds": round(seconds, 3)}, **self._place())
+        with (
+            step(self._crew.progress, _describe(one)),
+            self._journal.effect(one.effect.value, data) as observed,
+        ):
+            ACTIONS[one.effect](self, one, observed)
+        self.report.seconds[one.effect.value] += time.monotonic() - began
 
-    def _launch(self, machines: Sequence[str]) -> None:
-        orders = [self._order.launches[name] for name in machines]
-        ledger, provider = self._crew.ledger, self._crew.provider
+    def _snapshot(self, one: Step, observed: dict[str, Any]) -> None:
+        observed["copies"] = list(self._crew.provider.snapshot(self._order.role, self._order.id))
+
+    def _launch(self, one: Step, _observed: dict[str, Any]) -> None:
+        orders = [self._order.launches[name] for name in one.machines]
+        ledger, provider, records = self._crew.ledger, self._crew.provider, self._order.records
         known = {record.name for record in ledger.machines(self._order.environment)}
-        records = self._order.records
         ledger.add_machines(
-            [replace(records[n], standing="new") for n in machines if n not in known]
+            [replace(records[n], standing="new") for n in one.machines if n not in known]
         )
+        alive = {m.name for m in provider.machines() if m.state is not MachineState.STOPPED}
+        placed = {target.address for target in self._crew.pool.targets()}
+        # One that died keeps its place in the pool: it would serve again before being tested.
+        dead = [order.address for order in orders if order.name not in alive]
+        self._crew.pool.deregister([address for address in dead if address in placed])
         provider.publish({order.image for order in orders})
         provider.launch(orders)
-        provider.await_running(machines, deadline_s=self._order.timeouts.boot_s)
+        provider.await_running(one.machines, deadline_s=self._order.timeouts.boot_s)
 
-    def _smoke(self, machines: Sequence[str]) -> None:
-        live = [one for one in self._crew.provider.machines() if one.name in machines]
-        missing = set(machines) - {one.name for one in live}
+    def _smoke(self, one: Step, observed: dict[str, Any]) -> None:
+        live = [
+            machine for machine in self._crew.provider.machines() if machine.name in one.machines
+        ]
+        missing = set(one.machines) - {machine.name for machine in live}
         if missing:
             raise OutsideError(f"{', '.join(sorted(missing))} disappeared before being tested")
         checks = list(self._crew.smoke.test(live, deadline_s=self._order.timeouts.smoke_s))
         self.report.smoke.extend(checks)
         failed = [check for check in checks if not check.is_passed]
+        observed.update(passed=len(checks) - len(failed), failed=len(failed))
         if failed:
+            self._note("roll.smoke-failed", {"checks": [asdict(check) for check in failed]})
             shown = "\n".join(
                 f"  {check.machine}: {check.name}: {_last_line(check.message)}" for check in failed
             )
@@ -184,68 +254,122 @@ class Roll:
                 hint="the pool is as it was; the messages in full are in 'toolkit history --json'",
             )
 
-    def _register(self, machines: Sequence[str]) -> None:
-        self._crew.pool.register(self._addresses(machines))
+    def _hook(self, one: Step, observed: dict[str, Any]) -> None:
+        playbook = str(one.argument)
+        done = [
+            entry
+            for entry in self._crew.ledger.roll_entries(self._order.id)
+            if entry["kind"] == DONE and entry["data"].get("argument") == playbook
+        ]
+        observed["skipped"] = bool(done)
+        if not done:
+            self._crew.hooks.run(playbook, one.machines[0])
 
-    def _await_healthy(self, machines: Sequence[str]) -> None:
+    def _register(self, one: Step, _observed: dict[str, Any]) -> None:
+        self._crew.pool.register(self._addresses(one.machines))
+
+    def _await_healthy(self, one: Step, _observed: dict[str, Any]) -> None:
         self._crew.pool.await_healthy(
-            self._addresses(machines), deadline_s=self._order.timeouts.healthy_s
+            self._addresses(one.machines), deadline_s=self._order.timeouts.healthy_s
         )
 
-    def _admit(self, machines: Sequence[str]) -> None:
-        self._crew.pool.admit(self._addresses(machines))
-        self._crew.ledger.set_standing(list(machines), "member")
+    def _weigh(self, one: Step, _observed: dict[str, Any]) -> None:
+        self._crew.pool.weigh(self._addresses(one.machines), float(one.argument or 100))
+
+    def _admit(self, one: Step, _observed: dict[str, Any]) -> None:
+        self._crew.pool.admit(self._addresses(one.machines))
+        self._crew.ledger.set_standing(list(one.machines), "member")
         if self._drained_at is not None and self._order.plan.strategy == "stateful":
             self.report.downtime_s = time.monotonic() - self._drained_at
 
-    def _drain(self, machines: Sequence[str]) -> None:
+    def _drain(self, one: Step, _observed: dict[str, Any]) -> None:
         if self._drained_at is None:
             self._drained_at = time.monotonic()
-        self._crew.pool.drain(self._addresses(machines))
+        self._crew.pool.drain(self._addresses(one.machines))
 
-    def _await_drained(self, machines: Sequence[str]) -> None:
-        is_drained = self._crew.pool.await_drained(
-            self._addresses(machines), deadline_s=self._order.timeouts.drain_s
+    def _watch(self, one: Step, observed: dict[str, Any]) -> None:
+        """Compare the new machines among `one.machines` with the old ones among them."""
+        new = self._addresses([name for name in one.machines if name in self._order.plan.new])
+        old = self._addresses([name for name in one.machines if name in self._order.plan.old])
+        pool = self._crew.pool
+        start, began = pool.counters(), time.monotonic()
+        healthy_at, renewed_at = began, began
+        while (now := time.monotonic()) - began < float(one.argument or 0):
+            interrupt.check(self._hint)
+            serving = {target.address for target in pool.targets() if target.is_serving}
+            if serving.issuperset(new):
+                healthy_at = now
+            reason = judge(
+                start, pool.counters(), new=new, old=old, thresholds=self._order.thresholds
+            )
+            if reason is None and now - healthy_at > UNHEALTHY_LIMIT_S:
+                gone = sorted(set(new) - serving)
+                reason = f"{', '.join(gone)} failed the balancer's health check"
+            if reason:
+                observed["reason"] = reason
+                raise ToolkitError(f"the new machines do badly: {reason}")
+            if now - renewed_at > WATCH_RENEW_S:
+                self._crew.ledger.append("roll.watching", {}, **self._place)
+                renewed_at = now
+            time.sleep(WATCH_POLL_S)
+        end = pool.counters()
+        observed["requests"] = sum(end[a].requests for a in new if a in end)
+        observed["errors"] = sum(end[a].errors for a in new if a in end)
+
+    def _await_drained(self, one: Step, observed: dict[str, Any]) -> None:
+        observed["drained"] = self._crew.pool.await_drained(
+            self._addresses(one.machines), deadline_s=self._order.timeouts.drain_s
         )
-        if not is_drained:
+        if not observed["drained"]:
             self._crew.progress.note(
-                f"{', '.join(machines)} still carried requests after "
-                f"{self._order.timeouts.drain_s:g} s; removed all the same"
+                f"{', '.join(one.machines)} still carried requests after "
+                f"{self._order.timeouts.drain_s:g} s; going on all the same"
             )
 
-    def _deregister(self, machines: Sequence[str]) -> None:
-        self._crew.pool.deregister(self._addresses(machines))
+    def _keep_warm(self, one: Step, _observed: dict[str, Any]) -> None:
+        until = time.time() + float(one.argument or 0)
+        self._crew.ledger.set_standing(list(one.machines), "warm", warm_until=until)
 
-    def _destroy(self, machines: Sequence[str]) -> None:
-        self._crew.provider.destroy(machines, deadline_s=self._order.timeouts.stop_s)
-        self._crew.ledger.forget_machines(list(machines))
+    def _deregister(self, one: Step, _observed: dict[str, Any]) -> None:
+        self._crew.pool.deregister(self._addresses(one.machines))
+
+    def _destroy(self, one: Step, _observed: dict[str, Any]) -> None:
+        self._crew.provider.destroy(one.machines, deadline_s=self._order.timeouts.stop_s)
+        self._crew.ledger.forget_machines(list(one.machines))
 
     def _addresses(self, machines: Sequence[str]) -> list[str]:
         return [self._order.records[name].address for name in machines]
 
-    def _place(self) -> dict[str, Any]:
-        return {
-            "environment": self._order.environment,
-            "role": self._order.role,
-            "roll": self._order.id,
-        }
+    def _has_entry(self, kind: str) -> bool:
+        entries = self._crew.ledger.roll_entries(self._order.id)
+        return any(entry["kind"] == kind for entry in entries)
+
+    def _note(self, kind: str, data: dict[str, Any]) -> None:
+        self._crew.ledger.append(kind, data, **self._place)
 
 
-_ACTIONS: Mapping[Effect, Callable[[Roll, Sequence[str]], None]] = {
+ACTIONS: Mapping[Effect, Callable[[Roll, Step, dict[str, Any]], None]] = {
+    Effect.SNAPSHOT: Roll._snapshot,
     Effect.LAUNCH: Roll._launch,
     Effect.SMOKE: Roll._smoke,
+    Effect.HOOK: Roll._hook,
     Effect.REGISTER: Roll._register,
     Effect.AWAIT_HEALTHY: Roll._await_healthy,
+    Effect.WEIGH: Roll._weigh,
     Effect.ADMIT: Roll._admit,
     Effect.DRAIN: Roll._drain,
+    Effect.WATCH: Roll._watch,
     Effect.AWAIT_DRAINED: Roll._await_drained,
+    Effect.KEEP_WARM: Roll._keep_warm,
     Effect.DEREGISTER: Roll._deregister,
     Effect.DESTROY: Roll._destroy,
 }
+"""Every effect has its action; a test makes sure of it."""
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _describe(one: Step) -> str:
+    argument = "" if one.argument is None else f" ({one.argument})"
+    return f"{one.effect.value} {', '.join(one.machines)}{argument}"
 
 
 def _last_line(message: str) -> str:

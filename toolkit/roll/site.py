@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from toolkit.ledger.ledger import Ledger
 from toolkit.ports import (
     Balancer,
+    HookRunner,
     ImageCatalog,
     MachineProvider,
     Network,
@@ -31,6 +32,7 @@ class Site:
         pools: Its pools, by role.
         provider: Starts and ends its machines.
         smoke: Tests them.
+        hooks: Runs the project's own playbooks.
         secrets: What they may know.
         images: What they are made from.
         ledger: What was done, and what is meant to exist.
@@ -44,6 +46,7 @@ class Site:
     pools: Mapping[str, Pool]
     provider: MachineProvider
     smoke: SmokeRunner
+    hooks: HookRunner
     secrets: SecretSource
     images: ImageCatalog
     ledger: Ledger

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from toolkit.bake.manifest import SealedLayer, digest_of, release_id
 from toolkit.errors import NotFound, OutsideError, ToolkitError
 from toolkit.model import Image, Layer, Release
 from toolkit.state import sync_directory, write_atomically
+from toolkit.store.collect import Garbage
 
 MIN_PREFIX = 6
 """Shortest beginning of a digest that is taken for one."""
@@ -184,6 +186,24 @@ class LocalStore:
             if digest in release.images.values():
                 return release
         return None
+
+    def layers(self) -> list[str]:
+        """Return the digests of all sealed layers."""
+        return [f"sha256:{path.stem}" for path in (self._root / "layers").glob("*.erofs")]
+
+    def remove(self, garbage: Garbage) -> None:
+        """Remove what nothing refers to: names before what they name."""
+        for release in garbage.releases:
+            shutil.rmtree(self._root / "releases" / release, ignore_errors=True)
+        for image in garbage.images:
+            shutil.rmtree(self._image_directory(image), ignore_errors=True)
+        gone = set(garbage.layers)
+        for path in (self._root / "keys").glob("*.json"):
+            sealed = self._read_key(path)
+            if sealed and sealed.layer.digest in gone:
+                path.unlink()
+        for layer in garbage.layers:
+            self.layer_path(layer).unlink(missing_ok=True)
 
     def _directories(self, kind: str) -> list[Path]:
         found = (self._root / kind).glob("[!.]*/manifest.json")

@@ -1,0 +1,167 @@
+"""Roll under load and count what fails: `python -m bench.roll`.
+
+Two web and two app machines and a database, in an environment and a state directory of their own.
+While requests come in at a fixed rate, whatever becomes of earlier ones, web and app are rolled
+from version 1 to 2 and back for as long as the load lasts. Everything is removed at the end.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench.lab import ENVIRONMENT, Lab
+from bench.load.process import LoadProcess
+from bench.load.report import Report
+from toolkit.errors import ConfigurationError, ToolkitError
+from toolkit.progress import Lines, step
+
+TURNS = (("web", "v2"), ("app", "v2"), ("web", "v1"), ("app", "v1"))
+LAST_ROLL_S = 8.0
+"""No roll begins so shortly before the load's end: all of it should be under load."""
+
+SPARE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class RollUnderLoad:
+    """One roll.
+
+    Attributes:
+        role: Which role.
+        version: To which version.
+        outcome: `rolled`, or what went wrong.
+        seconds: Step to seconds; `total` is all of it within the command.
+        command_s: Wall time of the command, its start included.
+    """
+
+    role: str
+    version: str
+    outcome: str
+    seconds: dict[str, float]
+    command_s: float
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--requests", default=20_000, type=click.IntRange(1000), help="How many to send.")
+@click.option("--rate", default=320.0, type=click.FloatRange(1.0), help="Requests a second.")
+@click.option(
+    "--store",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Image store with layers to use instead of baking them.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def main(requests: int, rate: float, store: Path | None, as_json: bool) -> None:
+    """Roll web and app between two versions under load.
+
+    Exit code: 0 when every request was answered and every roll succeeded, 1 otherwise.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        rolls, report = measure(requests=requests, rate=rate, store=store)
+    except ToolkitError as error:
+        raise click.ClickException(f"{error.message}\n{error.hint or ''}".strip()) from None
+    if as_json:
+        data = {
+            "rolls": [asdict(one) for one in rolls],
+            "load": json.loads(report.to_json()),
+            "processors": os.cpu_count(),
+        }
+        print(json.dumps(data))
+    else:
+        print(as_text(rolls, report))
+    is_good = (
+        report.is_clean
+        and report.requests >= requests
+        and all(one.outcome == "rolled" for one in rolls)
+    )
+    sys.exit(0 if is_good else 1)
+
+
+def measure(
+    *, requests: int, rate: float, store: Path | None
+) -> tuple[list[RollUnderLoad], Report]:
+    """Bake, start, roll under load, and remove everything.
+
+    Raises:
+        ToolkitError: It did not come to the rolls.
+    """
+    if os.geteuid() != 0:
+        raise ConfigurationError("this starts machines, which needs root")
+    progress = Lines()
+    with (
+        tempfile.TemporaryDirectory(prefix="toolkit-bench-") as scratch,
+        Lab(Path(scratch) / "lab", store=store, progress=progress) as lab,
+    ):
+        for version in ("v1", "v2"):
+            with step(progress, f"bake {version}"):
+                lab.bake(version)
+        with step(progress, "start version 1"):
+            lab.start("v1")
+        settings = lab.load(rate=rate, requests=requests, max_seconds=requests / rate + SPARE_S)
+        progress.note(f"{requests} requests, {rate:g} a second, to {lab.url}")
+        last = time.monotonic() + requests / rate - LAST_ROLL_S
+        rolls: list[RollUnderLoad] = []
+        with LoadProcess(settings, Path(scratch)) as load:
+            load.wait_for(requests_done=int(rate))
+            for number, (role, version) in enumerate(itertools.cycle(TURNS)):
+                # The first two are what this is about, however short the load is.
+                if number >= 2 and time.monotonic() > last:
+                    break
+                with step(progress, f"roll {role} to {version}"):
+                    rolls.append(_roll(lab, role, version))
+                if rolls[-1].outcome != "rolled":
+                    break
+            report = load.wait()
+        return rolls, report
+
+
+def _roll(lab: Lab, role: str, version: str) -> RollUnderLoad:
+    image = lab.bake(version)["images"][role]
+    answer = lab.toolkit.run("roll", ENVIRONMENT, role, "--image", image)
+    result: dict[str, Any] = answer.data if answer.stdout else {}
+    outcome = result.get("outcome") or answer.error.get("error") or "failed"
+    return RollUnderLoad(
+        role=role,
+        version=version,
+        outcome=str(outcome),
+        seconds=result.get("seconds", {}),
+        command_s=round(answer.seconds, 3),
+    )
+
+
+def as_text(rolls: list[RollUnderLoad], report: Report) -> str:
+    """Return the report for people."""
+    steps = list(dict.fromkeys(name for one in rolls for name in one.seconds if name != "total"))
+    widths = {name: max(len(name), 6) for name in steps}
+    heading = "  ".join(f"{name:>{widths[name]}}" for name in steps)
+    lines = ["rolls, in seconds", f"{'':<18}{'total':>8}  {heading}"]
+    for one in rolls:
+        cells = "  ".join(f"{one.seconds.get(name, 0):>{widths[name]}.2f}" for name in steps)
+        lines.append(
+            f"{one.role:<4} to {one.version:<3} {one.outcome:<6}"
+            f"{one.seconds.get('total', one.command_s):>9.2f}  {cells}"
+        )
+    slowest = max((one.command_s for one in rolls), default=0.0)
+    lines += [
+        f"{len(rolls)} rolls; the slowest command took {slowest:.1f} s from start to end, "
+        f"on {os.cpu_count()} processors",
+        "",
+        "load",
+        report.to_text(),
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m bench.roll")

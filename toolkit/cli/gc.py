@@ -1,0 +1,47 @@
+"""`toolkit gc`."""
+
+from __future__ import annotations
+
+import click
+
+from toolkit.cli.context import Context, json_option, short, size
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option(
+    "--keep", type=click.IntRange(1), default=5, show_default=True, help="Newest releases to keep."
+)
+@json_option
+@click.pass_obj
+def gc(context: Context, dry_run: bool, keep: int) -> None:
+    """Remove what nothing refers to: old images and layers, machines past their warm window.
+
+    What runs, is warm, is needed by an unfinished roll or is where a rollback would go is never
+    touched.
+
+    \b
+    Example:
+      toolkit gc --dry-run
+    """
+    from toolkit import wiring
+
+    context.need_root()
+    found = wiring.collect_garbage(context, keep_releases=keep, is_dry_run=dry_run)
+    verb = "would be removed" if dry_run else "removed"
+    lines = [
+        *(f"machine {name} {verb}" for name in found.machines),
+        *(f"release {name} {verb}" for name in found.garbage.releases),
+        *(f"image   {short(digest)} {verb}" for digest in found.garbage.images),
+        *(f"layer   {short(digest)} {verb}" for digest in found.garbage.layers),
+        f"{size(found.size_bytes)} {'would be ' if dry_run else ''}freed",
+    ]
+    data = {
+        "dry_run": dry_run,
+        "machines": list(found.machines),
+        "releases": list(found.garbage.releases),
+        "images": list(found.garbage.images),
+        "layers": list(found.garbage.layers),
+        "size_bytes": found.size_bytes,
+    }
+    context.emit(data, "\n".join(lines))

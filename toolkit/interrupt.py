@@ -1,0 +1,51 @@
+"""Ctrl-C: once stops at the next safe point, twice stops now."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from toolkit.errors import Interrupted
+
+_asked = threading.Event()
+
+
+@contextmanager
+def at_safe_points(hint: str) -> Iterator[None]:
+    """Turn the first interrupt within the body into a request that `check` answers.
+
+    Args:
+        hint: How the operator goes on afterwards.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(_number: int, _frame: object) -> None:
+        if _asked.is_set():
+            raise KeyboardInterrupt
+        _asked.set()
+        message = f"\nstopping at the next safe point; once more stops now. {hint}"
+        print(message, file=sys.stderr, flush=True)
+
+    _asked.clear()
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        _asked.clear()
+
+
+def check(hint: str) -> None:
+    """Stop here if the operator asked for it.
+
+    Raises:
+        Interrupted: The operator pressed Ctrl-C.
+    """
+    if _asked.is_set():
+        raise Interrupted("stopped at a safe point, as asked", hint=hint)

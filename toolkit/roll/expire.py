@@ -1,0 +1,59 @@
+"""What of an environment has had its time, and what must be kept."""
+
+from __future__ import annotations
+
+import time
+
+from toolkit.roll import lease
+from toolkit.roll.prepare import previous_image
+from toolkit.roll.recover import find_orphans, remove_orphans
+from toolkit.roll.site import Site
+
+
+def retire(site: Site, *, is_dry_run: bool) -> list[str]:
+    """Remove machines past their warm window and machines that nothing knows.
+
+    An environment with an unfinished roll is left alone: resuming may need what it has.
+
+    Raises:
+        LeaseHeld: Another process is changing the environment.
+    """
+    name = site.environment.name
+    if site.ledger.unfinished_rolls(name):
+        return []
+    now = time.time()
+    expired = [
+        one
+        for one in site.ledger.machines(name)
+        if one.standing == "warm" and (one.warm_until or 0.0) <= now
+    ]
+    names = [one.name for one in expired]
+    if is_dry_run:
+        return [*names, *find_orphans(site)]
+    if not expired and not find_orphans(site):
+        return []
+    with lease.held(site.ledger, name, doing="gc") as held:
+        for one in expired:
+            timeouts = site.environment.deployments[one.role].timeouts
+            if site.balancer.is_running():
+                site.pools[one.role].deregister([one.address])
+            site.provider.destroy([one.name], deadline_s=timeouts.stop_s)
+            held.ledger.forget_machines([one.name])
+            held.ledger.append(
+                "machine.retired", {"machine": one.name}, environment=name, role=one.role
+            )
+        return [*names, *remove_orphans(site)]
+
+
+def images_in_use(site: Site) -> set[str]:
+    """Return digests of images that run, are warm, or that a roll or rollback may need."""
+    name = site.environment.name
+    images = {one.image for one in site.ledger.machines(name)}
+    images |= {one.image for one in site.provider.machines() if one.image}
+    for roll in site.ledger.unfinished_rolls(name):
+        images |= {image for image in (roll.image, roll.previous) if image}
+    for role in site.environment.deployments:
+        previous = previous_image(site, role)
+        if previous:
+            images.add(previous)
+    return images

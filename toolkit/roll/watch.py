@@ -1,0 +1,79 @@
+"""Judge new machines by the balancer's own counters. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from toolkit.model import Counters
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """When new machines are judged bad.
+
+    Attributes:
+        max_error_percent: Share of requests that failed: 5xx answers, broken or refused
+            connections.
+        min_requests: Requests before the share means anything; unless everything failed.
+        max_response_ratio: Average response time against the old machines'; 0 for any.
+    """
+
+    max_error_percent: float
+    min_requests: int
+    max_response_ratio: float
+
+
+def judge(
+    start: Mapping[str, Counters],
+    now: Mapping[str, Counters],
+    *,
+    new: Collection[str],
+    old: Collection[str],
+    thresholds: Thresholds,
+) -> str | None:
+    """Return why the new machines are bad, or None while they are not.
+
+    Args:
+        start: Address to counters when the watch began.
+        now: Address to counters now.
+        new: Addresses of the new machines.
+        old: Addresses of the machines they are compared with, if any serve.
+        thresholds: What is tolerated.
+    """
+    requests, errors = _difference(start, now, new)
+    if requests >= thresholds.min_requests:
+        share = 100.0 * errors / requests
+        if share > thresholds.max_error_percent:
+            return (
+                f"{errors} of {requests} requests failed ({share:.1f} %, at most "
+                f"{thresholds.max_error_percent:g} % are tolerated)"
+            )
+    ratio = thresholds.max_response_ratio
+    compared, _ = _difference(start, now, old)
+    if ratio and min(requests, compared) >= thresholds.min_requests:
+        mine, theirs = _response_ms(now, new), _response_ms(now, old)
+        if theirs and mine > ratio * theirs:
+            return f"answers take {mine:.0f} ms, {mine / theirs:.1f} times as long as the old ones'"
+    return None
+
+
+def _difference(
+    start: Mapping[str, Counters], now: Mapping[str, Counters], addresses: Collection[str]
+) -> tuple[int, int]:
+    """Return requests and errors since the start; a counter that was reset counts from zero."""
+    requests = errors = 0
+    for address in addresses:
+        if address not in now:
+            continue
+        then, current = start.get(address, Counters(0, 0, 0.0)), now[address]
+        if current.requests < then.requests:
+            then = Counters(0, 0, 0.0)
+        requests += current.requests - then.requests
+        errors += max(current.errors - then.errors, 0)
+    return requests, errors
+
+
+def _response_ms(now: Mapping[str, Counters], addresses: Collection[str]) -> float:
+    known = [now[address].response_ms for address in addresses if address in now]
+    return sum(known) / len(known) if known else 0.0
