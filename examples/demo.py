@@ -42,6 +42,9 @@ SETTLE_S = 2.0
 
 EXIT_DISCARDED = 4
 
+PLAIN_WIDTH = 120
+"""Columns of the summary in a file or a pipe."""
+
 
 @dataclass(slots=True)
 class Story:
@@ -187,6 +190,8 @@ def main(state: Path, keep: bool) -> None:
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console, output = Console(stderr=True, highlight=False), Console(highlight=False)
+    if not output.is_terminal:
+        output.width = PLAIN_WIDTH
     try:
         if os.geteuid() != 0:
             raise ConfigurationError(
@@ -229,7 +234,7 @@ def tell(output: Console, demo: Demo, report: Report) -> None:
                 role,
                 _short(image),
                 ", ".join(one["layer"] for one in baked["layers"][role] if not one["reused"])
-                or "none, all reused",
+                or "none",
                 f"{story.seconds[f'bake {version}']:.1f}" if not number else "",
             )
             for version, baked in story.releases.items()

@@ -249,6 +249,9 @@ def git(directory: Path, *arguments: str) -> str:
 
 def _initialise(directory: Path) -> None:
     git(directory, "init", "--quiet", "--initial-branch=main")
+    # For whoever goes on from here on a machine where git does not know them.
+    git(directory, "config", "user.name", "Example")
+    git(directory, "config", "user.email", "example@localhost")
 
 
 def _commit(directory: Path, message: str, *, tag: str | None = None) -> str:

@@ -23,7 +23,7 @@ from toolkit.bake.leak_rules import Finding, check_path, find_keys
 
 WATCHED_RULES = frozenset({"private-key", "ssh-host-key", "authorized-keys", "key-store"})
 
-MEMORY_DIRECTORIES = ("tmp", "run", "dev/shm", "var/tmp")  # noqa: S108 - the machine's own
+MEMORY_DIRECTORIES = ("tmp", "run", "dev/shm")
 """What is not in the upper directory: the machine's RAM file systems."""
 
 IGNORED = ("root/.ansible/tmp", "run/toolkit", "run/host", "run/systemd", "run/udev")

@@ -41,7 +41,7 @@ class Journal:
         """
         intent = {"effect": name, **data}
         self._ledger.append(INTENT, intent, **self._place)
-        faults.reach(f"{self._scope}.{name}.intended")
+        faults.reach(self._scope, name, "intended")
         observed: dict[str, Any] = {}
         began = time.monotonic()
         try:
@@ -49,7 +49,7 @@ class Journal:
         except ToolkitError as error:
             self._ledger.append(FAILED, {**intent, "error": error.message}, **self._place)
             raise
-        faults.reach(f"{self._scope}.{name}.acted")
+        faults.reach(self._scope, name, "acted")
         seconds = round(time.monotonic() - began, 3)
         self._ledger.append(DONE, {**intent, **observed, "seconds": seconds}, **self._place)
-        faults.reach(f"{self._scope}.{name}.committed")
+        faults.reach(self._scope, name, "committed")

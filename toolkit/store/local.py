@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from toolkit import faults
 from toolkit.bake.manifest import SealedLayer, digest_of, release_id
 from toolkit.errors import NotFound, OutsideError, ToolkitError
 from toolkit.model import Image, Layer, Release
@@ -125,6 +126,7 @@ class LocalStore:
         Raises:
             OutsideError: The file system refuses.
         """
+        faults.reach("bake", "layer", "intended")
         try:
             with file.open("rb") as stream:
                 digest = "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
@@ -137,6 +139,7 @@ class LocalStore:
             sync_directory(target.parent)
         except OSError as error:
             raise OutsideError(f"layer {name} could not be stored: {error.strerror}") from None
+        faults.reach("bake", "layer", "acted")
         sealed = SealedLayer(key, layer, dict(inputs), tuple(packages))
         document = {
             "name": name,
@@ -146,6 +149,7 @@ class LocalStore:
             "packages": list(packages),
         }
         write_atomically(self._root / "keys" / f"{key}.json", json.dumps(document).encode())
+        faults.reach("bake", "layer", "committed")
         return sealed
 
     def put_image(self, manifest: bytes) -> Image:
@@ -155,7 +159,8 @@ class LocalStore:
         if not (directory / "manifest.json").exists():
             role = json.loads(manifest)["role"]
             parent = next((image.digest for image in self.images() if image.role == role), None)
-            self._put(directory, manifest, {"created": time.time(), "parent": parent})
+            baked = {"created": time.time(), "parent": parent}
+            self._put(directory, manifest, baked, effect="image")
         return self._read_image(directory)
 
     def put_release(self, manifest: bytes) -> Release:
@@ -165,7 +170,7 @@ class LocalStore:
         if (directory / "manifest.json").exists():
             write_atomically(directory / "baked.json", json.dumps(baked).encode())
         else:
-            self._put(directory, manifest, baked)
+            self._put(directory, manifest, baked, effect="release")
         return self._read_release(directory)
 
     def refresh_mark(self) -> str:
@@ -212,11 +217,16 @@ class LocalStore:
     def _image_directory(self, digest: str) -> Path:
         return self._root / "images" / digest.removeprefix("sha256:")
 
-    def _put(self, directory: Path, manifest: bytes, baked: Mapping[str, Any]) -> None:
+    def _put(
+        self, directory: Path, manifest: bytes, baked: Mapping[str, Any], *, effect: str
+    ) -> None:
         # The manifest comes last: a directory without it is not an image yet.
+        faults.reach("bake", effect, "intended")
         write_atomically(directory / "baked.json", json.dumps(baked).encode())
+        faults.reach("bake", effect, "acted")
         write_atomically(directory / "manifest.json", manifest)
         sync_directory(directory.parent)
+        faults.reach("bake", effect, "committed")
 
     def _read_image(self, directory: Path) -> Image:
         manifest, baked = self._read(directory)

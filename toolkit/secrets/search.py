@@ -1,0 +1,233 @@
+"""Searches files for the values of vaults; each vault is opened in a process of its own.
+
+    python -m toolkit.secrets.search
+
+takes an order as JSON on standard input and prints the result as JSON. It forks once for each
+vault, so that no process ever knows the values of two; what comes back holds names, positions and
+keyed digests, never a value. Order:
+
+    {"vaults": [{"environment", "role", "directory", "keys_directory"|null, "keys_command"|null,
+                 "state"}],
+     "files": [PATH, …],          searched whole
+     "digest_key": HEX|null}      with one, digests of the values are returned
+
+Result, one for each vault:
+
+    {"environment", "role", "error": TEXT|null,
+     "secrets": [{"name", "version", "created", "expires"|null, "is_searchable",
+                  "digests": {PART: HEX}}],
+     "hits": [{"secret", "form", "file": INDEX, "offset"}]}
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import json
+import mmap
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit import shell
+from toolkit.errors import OutsideError, ToolkitError
+from toolkit.project.model import Environment, KeySetting
+from toolkit.state import State
+
+TIMEOUT_S = 600.0
+PARALLEL = 4
+OWN_VALUES = "vault password"
+"""Under this name the password of the vault itself is searched for."""
+
+
+@dataclass(frozen=True, slots=True)
+class VaultPlace:
+    """Where the values of one environment and role are."""
+
+    environment: Environment
+    role: str
+
+    @property
+    def path(self) -> Path:
+        """The vault file."""
+        return self.environment.directory / "group_vars" / self.role / "vault.yml"
+
+
+def search(
+    places: Iterable[VaultPlace],
+    files: Sequence[Path | str],
+    *,
+    state: State,
+    digest_key: bytes | None = None,
+    pass_fds: Sequence[int] = (),
+) -> list[dict[str, Any]]:
+    """Search files for the values of vaults, in a process of its own for each vault.
+
+    Args:
+        places: Vaults; one that cannot be opened is reported, not raised.
+        files: What to search. `/proc/self/fd/N` for descriptors in `pass_fds`.
+        state: Where passwords are, unless an environment names another place.
+        digest_key: Return digests of the values under this key.
+        pass_fds: Descriptors that the search inherits.
+
+    Returns:
+        For each vault what the module's description says.
+
+    Raises:
+        OutsideError: The search itself failed.
+    """
+    order = {
+        "vaults": [_as_order(place, state) for place in places],
+        "files": [str(path) for path in files],
+        "digest_key": digest_key.hex() if digest_key else None,
+    }
+    if not order["vaults"]:
+        return []
+    done = shell.run(
+        [sys.executable, "-I", "-m", "toolkit.secrets.search"],
+        env=shell.environment(HOME=str(Path.home())),
+        timeout_s=TIMEOUT_S,
+        stdin=json.dumps(order).encode(),
+        pass_fds=pass_fds,
+    )
+    results: list[dict[str, Any]] = json.loads(done.stdout)
+    if len(results) != len(order["vaults"] or ()):
+        raise OutsideError("the search for secrets did not look for all of them")
+    return results
+
+
+def _as_order(place: VaultPlace, state: State) -> dict[str, Any]:
+    keys = place.environment.keys
+    return {
+        "environment": place.environment.name,
+        "role": place.role,
+        "directory": str(place.environment.directory),
+        "keys_directory": str(keys.directory) if keys.directory else None,
+        "keys_command": list(keys.command) if keys.command else None,
+        "state": str(state.root),
+    }
+
+
+def main() -> None:
+    """Carry out the order on standard input."""
+    order: dict[str, Any] = json.load(sys.stdin)
+    # What the forked processes need, imported once.
+    from toolkit.secrets import certificates, document, envelope, keys, needles  # noqa: F401, PLC0415
+
+    key = bytes.fromhex(order["digest_key"]) if order["digest_key"] else None
+    waiting = list(order["vaults"])
+    running: list[tuple[int, int]] = []
+    results = []
+    while waiting or running:
+        while waiting and len(running) < PARALLEL:
+            running.append(_fork(waiting.pop(0), order["files"], key))
+        pid, descriptor = running.pop(0)
+        with os.fdopen(descriptor, "rb") as pipe:
+            answer = pipe.read()
+        os.waitpid(pid, 0)
+        results.append(json.loads(answer))
+    print(json.dumps(results))
+
+
+def _fork(vault: Mapping[str, Any], files: Sequence[str], key: bytes | None) -> tuple[int, int]:
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(writer)
+        return pid, reader
+    try:
+        os.close(reader)
+        with os.fdopen(writer, "wb") as pipe:
+            pipe.write(json.dumps(_search_one(vault, files, key)).encode())
+    finally:
+        # Whatever happened: never on into the parent's code, and no traceback with values.
+        os._exit(0)
+
+
+def _search_one(vault: Mapping[str, Any], files: Sequence[str], key: bytes | None) -> object:
+    from toolkit.secrets import certificates, document, envelope  # noqa: PLC0415
+    from toolkit.secrets.keys import KeyRing  # noqa: PLC0415
+    from toolkit.secrets.needles import is_searchable, needles  # noqa: PLC0415
+
+    place = VaultPlace(_environment(vault), vault["role"])
+    result: dict[str, Any] = {
+        "environment": vault["environment"],
+        "role": vault["role"],
+        "error": None,
+        "secrets": [],
+        "hits": [],
+    }
+    try:
+        password = KeyRing(place.environment, State(Path(vault["state"]))).password(place.role)
+        plaintext = envelope.open_vault(
+            place.path.read_bytes(), password=password, where=place.path
+        )
+        content = document.parse(
+            plaintext, environment=vault["environment"], role=place.role, where=str(place.path)
+        )
+    except (ToolkitError, OSError) as error:
+        result["error"] = error.message if isinstance(error, ToolkitError) else str(error)
+        return result
+    wanted: list[tuple[bytes, str, str]] = [
+        (needle, OWN_VALUES, form) for needle, form in needles(password.reveal()).items()
+    ]
+    for entry in content.entries.values():
+        # A certificate is public.
+        hidden = {part: value for part, value in entry.parts.items() if part != "certificate"}
+        certificate = entry.parts.get("certificate")
+        result["secrets"].append(
+            {
+                "name": entry.name,
+                "version": entry.version,
+                "created": entry.created,
+                "expires": certificates.expiry(certificate) if certificate else None,
+                "is_searchable": all(map(is_searchable, hidden.values())),
+                "digests": {
+                    part: hmac.digest(key, value, "sha256").hex()
+                    for part, value in entry.parts.items()
+                }
+                if key
+                else {},
+            }
+        )
+        for value in hidden.values():
+            wanted += [(needle, entry.name, form) for needle, form in needles(value).items()]
+    for index, file in enumerate(files):
+        result["hits"] += _hits(file, index, wanted)
+    return result
+
+
+def _hits(file: str, index: int, wanted: Iterable[tuple[bytes, str, str]]) -> list[dict[str, Any]]:
+    """Return the first place of every value in a file."""
+    with open(file, "rb") as stream:  # noqa: PTH123 - also /proc/self/fd/N
+        if os.fstat(stream.fileno()).st_size == 0:
+            return []
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            found: dict[str, dict[str, Any]] = {}
+            for needle, secret, form in wanted:
+                offset = content.find(needle) if secret not in found else -1
+                if offset >= 0:
+                    found[secret] = {
+                        "secret": secret, "form": form, "file": index, "offset": offset,
+                    }  # fmt: skip
+            return list(found.values())
+
+
+def _environment(vault: Mapping[str, Any]) -> Environment:
+    directory, command = vault["keys_directory"], vault["keys_command"]
+    return Environment(
+        name=vault["environment"],
+        directory=Path(vault["directory"]),
+        network=ipaddress.IPv4Network("10.0.0.0/24"),
+        keys=KeySetting(
+            Path(directory) if directory else None, tuple(command) if command else None
+        ),
+        deployments={},
+    )
+
+
+if __name__ == "__main__":
+    main()
