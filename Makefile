@@ -44,21 +44,24 @@ pythons() {
     done
 }
 
+minor_of() { "$$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])'; }
+
 # install PYTHON DIRECTORY: make a virtual environment, or bring one up to date.
 install() {
-    "$$2/bin/python" -c '' 2>/dev/null || { rm -rf "$$2"; "$$1" -m venv "$$2"; }
+    "$$2/bin/python" -c '' 2>/dev/null || { rm -rf "$$2" && "$$1" -m venv "$$2"; } || return
     local pip=("$$2/bin/python" -m pip -qq --disable-pip-version-check --no-input install)
-    "$${pip[@]}" --require-hashes --only-binary :all: --requirement requirements/dev.txt
-    "$${pip[@]}" --no-deps --no-build-isolation --editable .
-    touch "$$2/.installed"
+    # Chained, since `set -e` does not hold in a function that is called before `||`.
+    "$${pip[@]}" --require-hashes --only-binary :all: --requirement requirements/dev.txt \
+        && "$${pip[@]}" --no-deps --no-build-isolation --editable . \
+        && touch "$$2/.installed"
 }
 
 # test_pythons [3.N]: the fast tests on the oldest and the newest Python, but not on 3.N.
 test_pythons() {
-    local all minor python own venv count
+    local all minor python own venv count code=0
     all=$$(pythons)
     count=$$(wc -l <<<"$$all")
-    own=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    own=$$(minor_of $(BIN)/python)
     if [[ $$count -lt 2 ]]; then
         say "skipped: fast tests on a second Python (only $${all%% *} is on this machine)"
     fi
@@ -69,12 +72,13 @@ test_pythons() {
             venv=$(BUILD)/venv-$$minor
             if [[ requirements/dev.txt -nt $$venv/.installed || pyproject.toml -nt $$venv/.installed ]]; then
                 say "installing the requirements for Python $$minor"
-                install "$$python" "$$venv"
+                install "$$python" "$$venv" || return
             fi
         fi
         say "fast tests on Python $$minor"
-        "$$venv/bin/python" -m pytest -n auto -o cache_dir="$(CURDIR)/$(BUILD)/pytest-$$minor" tests/unit
+        "$$venv/bin/python" -m pytest -n auto -o cache_dir="$(CURDIR)/$(BUILD)/pytest-$$minor" tests/unit || code=1
     done < <(sed -n '1p;$$p' <<<"$$all" | uniq)
+    return $$code
 }
 endef
 export FUNCTIONS
@@ -123,11 +127,17 @@ demo: setup ## Bake, roll and break the example service before your eyes
 .PHONY: test
 test: setup ## Run everything: lint, unit tests on two Pythons, integration, end to end
 	@eval "$$FUNCTIONS"
-	$(MAKE) lint
-	test_pythons "$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
-	say "all tests on $$($(BIN)/python --version)"
 	mkdir -p $(BUILD)
-	$(BIN)/python -m pytest --durations 10 --junitxml $(BUILD)/tests.xml $(TESTS)
+	failed=()
+	say "lint"
+	$(MAKE) lint || failed+=(lint)
+	test_pythons "$$(minor_of $(BIN)/python)" || failed+=("a second Python")
+	say "all tests on $$($(BIN)/python --version)"
+	$(BIN)/python -m pytest --durations 10 --junitxml $(BUILD)/tests.xml $(TESTS) || failed+=(tests)
+	if [[ $${#failed[@]} -gt 0 ]]; then
+	    printf 'failed: %s\n' "$${failed[@]}" >&2
+	    exit 1
+	fi
 
 .PHONY: test-fast
 test-fast: setup lint ## Run what takes seconds: lint and the unit tests

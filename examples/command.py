@@ -85,17 +85,18 @@ class Running:
         self._stderr: list[str] = []
         self._pid = 0
         self._has_pid = threading.Event()
+        # Not Thread.join: interrupted, it takes the thread for ended (CPython 3.11).
+        self._has_ended = threading.Event()
+        self._is_read = threading.Event()
         self._outcome: shell.Completed | BaseException | None = None
         read, self._write = os.pipe()
-        self._reader = threading.Thread(target=self._read, args=(read,), daemon=True)
-        self._runner = threading.Thread(target=self._run, daemon=True)
-        self._reader.start()
-        self._runner.start()
+        threading.Thread(target=self._read, args=(read,), daemon=True).start()
+        threading.Thread(target=self._run, daemon=True).start()
 
     @property
     def is_running(self) -> bool:
         """Whether it has not ended yet."""
-        return self._runner.is_alive()
+        return not self._has_ended.is_set()
 
     @property
     def stderr(self) -> str:
@@ -118,12 +119,12 @@ class Running:
             ToolkitError: It could not be started, or did not end in time.
         """
         try:
-            self._runner.join()
+            self._has_ended.wait()
+            self._is_read.wait()
         except KeyboardInterrupt:
             self.send(signal.SIGTERM)
-            self._runner.join(INTERRUPT_PATIENCE_S)
+            self._has_ended.wait(INTERRUPT_PATIENCE_S)
             raise
-        self._reader.join()
         if isinstance(self._outcome, shell.Completed):
             done = self._outcome
             return Answer(done.exit_code, done.text, self.stderr, done.seconds)
@@ -144,14 +145,18 @@ class Running:
             self._outcome = error
         finally:
             os.close(self._write)
+            self._has_ended.set()
 
     def _read(self, descriptor: int) -> None:
-        with os.fdopen(descriptor, encoding="utf-8", errors="replace") as stream:
-            self._pid = int(stream.readline().strip() or 0)
-            self._has_pid.set()
-            for line in stream:
-                self._stderr.append(line)
-                self._tell(_record(line))
+        try:
+            with os.fdopen(descriptor, encoding="utf-8", errors="replace") as stream:
+                self._pid = int(stream.readline().strip() or 0)
+                self._has_pid.set()
+                for line in stream:
+                    self._stderr.append(line)
+                    self._tell(_record(line))
+        finally:
+            self._is_read.set()
 
     def _tell(self, record: dict[str, Any]) -> None:
         match record.get("event"):

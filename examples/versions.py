@@ -183,14 +183,14 @@ def ensure_project(
 ) -> tuple[ScratchProject, Path | None]:
     """Return the project below a directory, made anew when this repository has changed since.
 
-    An older one is kept beside it; its secrets and ports move to the new one.
+    An older one that somebody worked on is kept beside it; secrets and ports move to the new one.
 
     Args:
         directory: Where.
         ports: As for `make_project`; for environments of a project that was not there before.
 
     Returns:
-        The project, and where an older one was moved to.
+        The project, and where an older one is kept.
     """
     project = ScratchProject(directory / "project", directory / "guestbook")
     stamp = directory / STAMP
@@ -212,6 +212,9 @@ def ensure_project(
             target = made.root / file.relative_to(aside / "project")
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(file, target)
+    if all(_is_untouched(aside / name) for name in ("project", "guestbook")):
+        shutil.rmtree(aside)
+        return made, None
     return made, aside
 
 
@@ -260,6 +263,12 @@ def _commit(directory: Path, message: str, *, tag: str | None = None) -> str:
     if tag:
         git(directory, "tag", tag)
     return git(directory, "rev-parse", "HEAD")
+
+
+def _is_untouched(directory: Path) -> bool:
+    """Whether nobody worked on a repository since it was made."""
+    tips = {git(directory, "rev-parse", name) for name in ("main", "v2")}
+    return len(tips) == 1 and not git(directory, "status", "--porcelain")
 
 
 def _copy(origin: Path, target: Path) -> None:

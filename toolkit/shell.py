@@ -29,6 +29,8 @@ MINIMAL_ENVIRONMENT: Mapping[str, str] = {
 MAX_OUTPUT_BYTES = 4 * 1024 * 1024
 """Kept of each stream; what comes after it is read and thrown away."""
 
+_running: set[int] = set()
+
 
 @dataclass(frozen=True, slots=True)
 class Completed:
@@ -99,6 +101,7 @@ def run(
     words = tuple(str(word) for word in argv)
     started = time.monotonic()
     process = _start(words, env=env, cwd=cwd, pass_fds=pass_fds)
+    _running.add(process.pid)
     try:
         stdout, stderr = _exchange(
             process,
@@ -110,6 +113,7 @@ def run(
     except TimeoutError:
         raise DeadlineExceeded(f"{words[0]}: no end after {timeout_s:g} s") from None
     finally:
+        _running.discard(process.pid)
         if process.poll() is None:
             _kill_group(process.pid)
             process.wait()
@@ -118,6 +122,12 @@ def run(
         detail = completed.error_text or completed.text.strip() or "it printed nothing"
         raise OutsideError(f"{words[0]} exited with {completed.exit_code}: {detail[-2000:]}")
     return completed
+
+
+def kill_running() -> None:
+    """Kill every program that another thread waits for in `run`, which then raises."""
+    for pid in tuple(_running):
+        _kill_group(pid)
 
 
 def spawn(

@@ -16,11 +16,14 @@ from toolkit.project import source
 from toolkit.project.load import select_roles
 from toolkit.state import RUNTIME_ROOT, State, exclusive
 from toolkit.store.local import LocalStore
+from toolkit.workplace import Workplace
 
 if TYPE_CHECKING:
-    from toolkit.cli.context import Context
     from toolkit.ledger.ledger import Ledger
-    from toolkit.model import Image
+    from toolkit.machines.nspawn import NspawnProvider
+    from toolkit.model import Image, Machine
+    from toolkit.network.namespaces import EnvironmentNetwork
+    from toolkit.project.model import Environment
     from toolkit.roll.site import Site
     from toolkit.store.collect import Garbage
 
@@ -36,14 +39,14 @@ def open_store(state: State) -> LocalStore:
 
 
 def make_bake(
-    context: Context, *, ref: str | None, is_dirty_allowed: bool, is_refresh: bool = False
+    workplace: Workplace, *, ref: str | None, is_dirty_allowed: bool, is_refresh: bool = False
 ) -> Bake:
     """Put a bake together.
 
     Raises:
         ConfigurationError: The source or the project has changes that are not committed.
     """
-    project, state = context.project, context.state
+    project, state = workplace.project, workplace.state
     state.prepare()
     checkout = source.checkout(
         project.source, ref, clones=state.sources, is_dirty_allowed=is_dirty_allowed
@@ -66,7 +69,7 @@ def make_bake(
         checkout,
         store=store,
         state=state,
-        progress=context.progress,
+        progress=workplace.progress,
         project_commit=project_commit,
         is_project_dirty=is_project_dirty,
     )
@@ -88,7 +91,7 @@ def bake_lock(state: State) -> Iterator[None]:
 
 @contextmanager
 def open_ledger(state: State) -> Iterator[Ledger]:
-    """Open the ledger of a state directory for the length of a context."""
+    """Open the ledger of a state directory for the length of a workplace."""
     from toolkit.ledger import ledger
 
     state.prepare()
@@ -97,7 +100,7 @@ def open_ledger(state: State) -> Iterator[Ledger]:
 
 
 @contextmanager
-def open_site(context: Context, environment_name: str) -> Iterator[Site]:
+def open_site(workplace: Workplace, environment_name: str) -> Iterator[Site]:
     """Put an environment together with the local provider.
 
     Raises:
@@ -105,8 +108,6 @@ def open_site(context: Context, environment_name: str) -> Iterator[Site]:
         ConfigurationError: Its definition is wrong.
     """
     from toolkit.ansible.hooks import PlaybookHooks
-    from toolkit.machines.nspawn import NspawnProvider
-    from toolkit.network.namespaces import EnvironmentNetwork
     from toolkit.pools.local import LocalBalancer, machine_tls_name
     from toolkit.roll.site import Site
     from toolkit.secrets.grants import BALANCER
@@ -114,18 +115,12 @@ def open_site(context: Context, environment_name: str) -> Iterator[Site]:
     from toolkit.secrets.source import VaultSource
     from toolkit.smoke.runner import PytestRunner
 
-    project, state = context.project, context.state
-    environment = context.environment(environment_name)
+    project, state = workplace.project, workplace.state
+    environment = workplace.environment(environment_name)
     store = open_store(state)
     namespace = state.namespace(environment.name)
-    network = EnvironmentNetwork(namespace=namespace, network=environment.network)
-    provider = NspawnProvider(
-        environment.name,
-        state=state,
-        network=network,
-        find_image=store.image,
-        layer_path=store.layer_path,
-    )
+    network = _network(workplace, environment)
+    provider = _provider(workplace, environment, network)
     secrets = VaultSource(project, state, VersionFile(state))
     balancer = LocalBalancer(
         project,
@@ -154,16 +149,52 @@ def open_site(context: Context, environment_name: str) -> Iterator[Site]:
             provider=provider,
             smoke=smoke,
             hooks=PlaybookHooks(
-                project, state=state, init_pid=provider.init_pid, progress=context.progress
+                project, state=state, init_pid=provider.init_pid, progress=workplace.progress
             ),
             secrets=secrets,
             images=store,
             ledger=ledger,
-            progress=context.progress,
+            progress=workplace.progress,
         )
 
 
-def assemble_disk(context: Context, digest: str, output: Path) -> Image:
+def live_machines(
+    workplace: Workplace, environment: str
+) -> tuple[list[str], list[tuple[Machine, int]]]:
+    """Return the roles of an environment, and its running machines with their init's process id.
+
+    Raises:
+        ToolkitError: The project or the environment cannot be read.
+    """
+    found = workplace.environment(environment)
+    provider = _provider(workplace, found, _network(workplace, found))
+    pids = [(machine, provider.init_pid(machine.name)) for machine in provider.machines()]
+    return list(found.deployments), [(machine, pid) for machine, pid in pids if pid]
+
+
+def _network(workplace: Workplace, environment: Environment) -> EnvironmentNetwork:
+    from toolkit.network.namespaces import EnvironmentNetwork
+
+    namespace = workplace.state.namespace(environment.name)
+    return EnvironmentNetwork(namespace=namespace, network=environment.network)
+
+
+def _provider(
+    workplace: Workplace, environment: Environment, network: EnvironmentNetwork
+) -> NspawnProvider:
+    from toolkit.machines.nspawn import NspawnProvider
+
+    store = open_store(workplace.state)
+    return NspawnProvider(
+        environment.name,
+        state=workplace.state,
+        network=network,
+        find_image=store.image,
+        layer_path=store.layer_path,
+    )
+
+
+def assemble_disk(workplace: Workplace, digest: str, output: Path) -> Image:
     """Write an image's bootable disk.
 
     Raises:
@@ -172,13 +203,13 @@ def assemble_disk(context: Context, digest: str, output: Path) -> Image:
     """
     from toolkit.bake import disk
 
-    store = open_store(context.state)
+    store = open_store(workplace.state)
     image = store.image(digest)
     if not output.parent.is_dir():
         raise ConfigurationError(f"{output.parent}: there is no such directory")
     layers = [store.layer_path(layer.digest) for layer in image.layers]
-    with bake_lock(context.state), step(context.progress, f"disk of {image.role}"):
-        boot = disk.extract_boot_files(layers[0], context.state.work / "boot")
+    with bake_lock(workplace.state), step(workplace.progress, f"disk of {image.role}"):
+        boot = disk.extract_boot_files(layers[0], workplace.state.work / "boot")
         disk.assemble_disk(
             layers,
             kernel=boot.kernel,
@@ -205,7 +236,7 @@ class Collected:
     size_bytes: int
 
 
-def collect_garbage(context: Context, *, keep_releases: int, is_dry_run: bool) -> Collected:
+def collect_garbage(workplace: Workplace, *, keep_releases: int, is_dry_run: bool) -> Collected:
     """Remove what nothing refers to.
 
     Raises:
@@ -217,12 +248,12 @@ def collect_garbage(context: Context, *, keep_releases: int, is_dry_run: bool) -
 
     machines: list[str] = []
     in_use: set[str] = set()
-    with bake_lock(context.state):
-        for name in environment_names(context.project):
-            with open_site(context, name) as site:
+    with bake_lock(workplace.state):
+        for name in environment_names(workplace.project):
+            with open_site(workplace, name) as site:
                 machines += expire.retire(site, is_dry_run=is_dry_run)
                 in_use |= expire.images_in_use(site)
-        store = open_store(context.state)
+        store = open_store(workplace.state)
         garbage = find_garbage(
             releases=store.releases(),
             images=store.images(),

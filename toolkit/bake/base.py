@@ -24,6 +24,19 @@ EXCLUDED = (
 )
 """Never unpacked, here and in later layers: machines are not read by people."""
 
+CONFINED = (
+    "setpriv",
+    "--pdeathsig=KILL",
+    "unshare",
+    "--mount",
+    "--propagation=private",
+    "--pid",
+    "--fork",
+    "--kill-child",
+    "--mount-proc",
+)
+"""mmdebstrap mounts and starts much; all of it ends with the toolkit, however that ends."""
+
 EMPTY_FILES = ("etc/machine-id", "etc/resolv.conf")
 """Empty, not absent: a machine makes its own identity at boot, and a build machine has the
 host's resolver mounted over the file."""
@@ -43,7 +56,13 @@ def build_base(base: BaseSpec, tree: Path) -> tuple[str, ...]:
         BakeFailed: mmdebstrap or a later step failed; the message carries its own words.
     """
     env = shell.environment(SOURCE_DATE_EPOCH=str(SEALED_TIME), DEBIAN_FRONTEND="noninteractive")
-    argv: list[str | Path] = ["mmdebstrap", "--variant=minbase", "--mode=root", "--quiet"]
+    argv: list[str | Path] = [
+        *CONFINED,
+        "mmdebstrap",
+        "--variant=minbase",
+        "--mode=root",
+        "--quiet",
+    ]
     argv += [f"--include={','.join(sorted({*BASE_PACKAGES, *base.packages}))}"]
     for pattern in EXCLUDED:
         argv.append(f"--dpkgopt=path-exclude={pattern}")

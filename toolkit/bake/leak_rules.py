@@ -210,10 +210,9 @@ def check_host_configuration(
     """
     if content in copies and _HOST_CONFIGURATION.fullmatch(path):
         yield Finding(path, "build-host", "the same as the build host's own file")
-    elif values and "/pip/_" not in path:
-        # pip's own code names the public index, which the build host may name too.
-        if any(value in content for value in values):
-            yield Finding(path, "build-host", "a package index or proxy of the build host")
+    # pip's own code names the public index, which the build host may name too.
+    elif "/pip/_" not in path and any(value in content for value in values):
+        yield Finding(path, "build-host", "a package index or proxy of the build host")
 
 
 def _material(following: bytes) -> bytes:

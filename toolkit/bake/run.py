@@ -5,8 +5,8 @@ from __future__ import annotations
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -41,6 +41,7 @@ UNBAKED = ("smoke", "molecule", "README.md", "meta/secrets.yml")
 """Parts of a role that do not go into an image."""
 
 PARALLEL_IMAGES = 2
+CANCEL_POLL_S = 0.2
 
 Outcome = tuple[SealedLayer, Decision]
 
@@ -91,6 +92,7 @@ class Bake:
         self._progress = progress
         self._project_commit = project_commit
         self._is_dirty = checkout.is_dirty or is_project_dirty
+        self._is_cancelled = False
         self._lock = threading.Lock()
         self._layers: dict[bytes, Future[Outcome]] = {}
 
@@ -108,10 +110,11 @@ class Bake:
         decisions: dict[str, tuple[Decision, ...]] = {}
         with ThreadPoolExecutor(PARALLEL_IMAGES) as pool:
             waiting = {role.name: pool.submit(self._image_layers, role) for role in roles}
-            failures = [f.exception() for f in waiting.values() if f.exception()]
-        for failure in failures:
-            if failure is not None:
-                raise failure
+            try:
+                wait(waiting.values())
+            except BaseException:
+                self._cancel(waiting.values())
+                raise
         for name, future in waiting.items():
             results = future.result()
             sealed[name] = [layer for layer, _ in results]
@@ -127,6 +130,12 @@ class Bake:
             )
         )
         return BakedRelease(release, images, decisions)
+
+    def _cancel(self, waiting: Iterable[Future[list[Outcome]]]) -> None:
+        """Let the threads clean up after themselves, but do nothing more."""
+        self._is_cancelled = True
+        while wait(waiting, timeout=CANCEL_POLL_S).not_done:
+            shell.kill_running()
 
     def _put_image(self, role: RoleSpec, layers: Sequence[SealedLayer]) -> Image:
         paths = sorted({path for layer in role.layers for path in layer.source_paths})
@@ -160,6 +169,8 @@ class Bake:
                 future = self._layers[chain] = Future()
         if is_ours:
             try:
+                if self._is_cancelled:
+                    raise BakeFailed("the bake was interrupted")
                 future.set_result(make())
             except BaseException as error:
                 future.set_exception(error)

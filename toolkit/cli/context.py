@@ -8,22 +8,19 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from toolkit.errors import ConfigurationError
 from toolkit.progress import JsonLines, Lines, Progress, Silence
-from toolkit.state import State
-
-if TYPE_CHECKING:
-    from toolkit.project.model import Environment, Project
+from toolkit.workplace import Workplace
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class Context:
-    """Options that come before the command, and what they lead to.
+class Context(Workplace):
+    """A workplace with a terminal.
 
     Args:
         project_root: Directory of `service.yml`.
@@ -32,23 +29,9 @@ class Context:
     """
 
     def __init__(self, project_root: Path, state_root: Path, *, is_quiet: bool) -> None:
-        self.project_root = project_root
-        self.state = State(state_root)
+        super().__init__(project_root, state_root)
         self.as_json = False
         self.is_quiet = is_quiet
-
-    @cached_property
-    def project(self) -> Project:
-        """The project; read when first asked for."""
-        from toolkit.project.load import load_project
-
-        return load_project(self.project_root)
-
-    def environment(self, name: str) -> Environment:
-        """Read an environment of the project."""
-        from toolkit.project.load import load_environment
-
-        return load_environment(self.project, name)
 
     @cached_property
     def progress(self) -> Progress:

@@ -29,7 +29,7 @@ _SHORTEST_PASSWORD = 22
 _COMMAND_DEADLINE_S = 120.0
 """A command may ask a person to unlock a keyring."""
 
-_KEYRING_VARIABLES = (
+KEYRING_VARIABLES = (
     "HOME",
     "USER",
     "XDG_RUNTIME_DIR",
@@ -142,7 +142,7 @@ class KeyRing:
 
     def _ask(self, role: str) -> bytes | None:
         assert self._command
-        inherited = {name: os.environ[name] for name in _KEYRING_VARIABLES if name in os.environ}
+        inherited = {name: os.environ[name] for name in KEYRING_VARIABLES if name in os.environ}
         # Not checked by `run`: its error would quote what the command printed.
         completed = shell.run(
             [*self._command, self._environment, role],

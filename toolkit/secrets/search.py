@@ -35,6 +35,7 @@ from typing import Any
 from toolkit import shell
 from toolkit.errors import OutsideError, ToolkitError
 from toolkit.project.model import Environment, KeySetting
+from toolkit.secrets.keys import KEYRING_VARIABLES, KeyRing
 from toolkit.state import State
 
 TIMEOUT_S = 600.0
@@ -79,22 +80,24 @@ def search(
     Raises:
         OutsideError: The search itself failed.
     """
+    vaults = [_as_order(place, state) for place in places]
     order = {
-        "vaults": [_as_order(place, state) for place in places],
+        "vaults": vaults,
         "files": [str(path) for path in files],
         "digest_key": digest_key.hex() if digest_key else None,
     }
-    if not order["vaults"]:
+    if not vaults:
         return []
+    inherited = {name: os.environ[name] for name in KEYRING_VARIABLES if name in os.environ}
     done = shell.run(
         [sys.executable, "-I", "-m", "toolkit.secrets.search"],
-        env=shell.environment(HOME=str(Path.home())),
+        env=shell.environment(**inherited),
         timeout_s=TIMEOUT_S,
         stdin=json.dumps(order).encode(),
         pass_fds=pass_fds,
     )
     results: list[dict[str, Any]] = json.loads(done.stdout)
-    if len(results) != len(order["vaults"] or ()):
+    if len(results) != len(vaults):
         raise OutsideError("the search for secrets did not look for all of them")
     return results
 
@@ -115,7 +118,7 @@ def main() -> None:
     """Carry out the order on standard input."""
     order: dict[str, Any] = json.load(sys.stdin)
     # What the forked processes need, imported once.
-    from toolkit.secrets import certificates, document, envelope, keys, needles  # noqa: F401, PLC0415
+    from toolkit.secrets import certificates, document, envelope, needles  # noqa: F401, PLC0415
 
     key = bytes.fromhex(order["digest_key"]) if order["digest_key"] else None
     waiting = list(order["vaults"])
@@ -149,7 +152,6 @@ def _fork(vault: Mapping[str, Any], files: Sequence[str], key: bytes | None) -> 
 
 def _search_one(vault: Mapping[str, Any], files: Sequence[str], key: bytes | None) -> object:
     from toolkit.secrets import certificates, document, envelope  # noqa: PLC0415
-    from toolkit.secrets.keys import KeyRing  # noqa: PLC0415
     from toolkit.secrets.needles import is_searchable, needles  # noqa: PLC0415
 
     place = VaultPlace(_environment(vault), vault["role"])

@@ -1,0 +1,44 @@
+"""Where a command works: a project, a state directory, and who hears of its progress."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toolkit.progress import Progress, Silence
+from toolkit.state import State
+
+if TYPE_CHECKING:
+    from toolkit.project.model import Environment, Project
+
+
+class Workplace:
+    """What `toolkit.wiring` puts everything together from.
+
+    Args:
+        project_root: Directory of `service.yml`.
+        state_root: The state directory.
+    """
+
+    def __init__(self, project_root: Path, state_root: Path) -> None:
+        self.project_root = project_root
+        self.state = State(state_root)
+
+    @cached_property
+    def project(self) -> Project:
+        """The project; read when first asked for."""
+        from toolkit.project.load import load_project  # noqa: PLC0415 - not every command reads it
+
+        return load_project(self.project_root)
+
+    def environment(self, name: str) -> Environment:
+        """Read an environment of the project."""
+        from toolkit.project.load import load_environment  # noqa: PLC0415
+
+        return load_environment(self.project, name)
+
+    @property
+    def progress(self) -> Progress:
+        """Who hears of long work: nobody, unless a subclass knows better."""
+        return Silence()
