@@ -117,7 +117,9 @@ $(VENV)/.installed: requirements/dev.txt pyproject.toml | host-packages
 	python="$(PYTHON)"
 	if [[ -z $$python ]]; then python=$$(pythons | sed -n '1s/^[^ ]* //p'); fi
 	[[ -n $$python ]] || { echo "no Python of 3.11 to 3.13 runs here; name one: make $(MAKECMDGOALS) PYTHON=…" >&2; exit 1; }
-	echo "installing the locked requirements into $(VENV), with $$("$$python" --version)"
+	minor=$$(minor_of "$$python" 2>/dev/null || true)
+	[[ $$minor =~ ^3\.1[123]$$ ]] || { echo "$$python is not a Python of 3.11 to 3.13" >&2; exit 1; }
+	echo "installing the locked requirements into $(VENV), with Python $$minor"
 	install "$$python" $(VENV)
 
 .PHONY: demo

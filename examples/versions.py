@@ -1,6 +1,6 @@
 """A project of its own, made out of this repository, with the example service in several versions.
 
-    DIRECTORY/project/     service.yml, roles/, playbooks/, inventories/: a git repository
+    DIRECTORY/project/     service.yml and the like, roles/, playbooks/, inventories/: a git repository
     DIRECTORY/guestbook/   the service's source: another one
 
 Both have the tags `v1` and `v2`, and are left at `v2`. The source has three more tags, one for each
@@ -22,7 +22,14 @@ from toolkit import shell
 from toolkit.errors import ConfigurationError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PROJECT_PARTS = ("service.yml", "roles", "playbooks", "inventories", ".gitignore")
+PROJECT_PARTS = (
+    "service.yml",
+    "leak-exceptions.yml",
+    "roles",
+    "playbooks",
+    "inventories",
+    ".gitignore",
+)
 SOURCE = "examples/guestbook"
 
 GENERATED = ("vault.yml", "authority.pem")

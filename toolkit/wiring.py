@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["bake_lock", "make_bake", "open_ledger", "open_site", "open_store", "select_roles"]
 
-PROJECT_PARTS = ("service.yml", "roles", "playbooks")
+PROJECT_PARTS = ("service.yml", "leak-exceptions.yml", "roles", "playbooks")
 """What of a project decides about images."""
 
 

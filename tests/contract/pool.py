@@ -145,6 +145,42 @@ class PoolContract:
         with pytest.raises(OutsideError):
             pool.await_healthy(site.machines[:2], deadline_s=0.1)
 
+    def test_a_lighter_machine_gets_less(self, pool: Pool, site: Site) -> None:
+        light, full = site.machines[:2]
+        pool.register([light, full])
+        pool.await_healthy([light, full], deadline_s=PATIENCE_S)
+        pool.weigh([light], 10)
+        pool.admit([light, full])
+        answers = [site.ask() for _ in range(44)]
+        assert 1 <= answers.count(light) <= 10
+        pool.weigh([light], 100)
+        answers = [site.ask() for _ in range(44)]
+        assert answers.count(light) >= 15
+        with pytest.raises(OutsideError):
+            pool.weigh([site.nobody[0]], 10)
+
+    def test_the_weight_goes_with_the_machine_not_with_the_place(
+        self, pool: Pool, site: Site
+    ) -> None:
+        self.put_into_service(pool, *site.machines[:2])
+        pool.weigh(site.machines[:1], 1)
+        pool.deregister(site.machines[:1])
+        self.put_into_service(pool, site.machines[2])
+        answers = [site.ask() for _ in range(20)]
+        assert answers.count(site.machines[2]) >= 5
+
+    def test_requests_are_counted_for_the_machine_that_got_them(
+        self, pool: Pool, site: Site
+    ) -> None:
+        self.put_into_service(pool, *site.machines[:2])
+        before = pool.counters()
+        assert set(before) == set(site.machines[:2])
+        answers = [site.ask() for _ in range(10)]
+        after = pool.counters()
+        for address in site.machines[:2]:
+            assert after[address].requests - before[address].requests == answers.count(address)
+            assert after[address].errors == before[address].errors
+
     def test_a_draining_machine_ends_what_it_has_and_gets_nothing_new(
         self, pool: Pool, site: Site
     ) -> None:

@@ -696,6 +696,32 @@ class TestProcess:
         ground.balancer.stop(deadline_s=0.2)
         assert haproxy_pids(ground.balancer.directory) == set()
 
+    def test_workers_run_inside_the_environment_and_not_as_root(self, ground: Ground) -> None:
+        inside = Path(f"/run/netns/{ground.network.namespace}").stat().st_ino
+        pids = haproxy_pids(ground.balancer.directory)
+        master = int((ground.balancer.directory / "haproxy.pid").read_text().split()[0])
+        assert {Path(f"/proc/{pid}/ns/net").stat().st_ino for pid in pids} == {inside}
+        assert pids > {master}
+        assert 0 not in {Path(f"/proc/{pid}").stat().st_uid for pid in pids - {master}}
+
+    def test_it_moves_into_a_network_that_was_made_anew(self, tmp_path: Path) -> None:
+        with environment(tmp_path) as ground:
+            put_into_service(ground.pool("app"), MACHINES[0])
+            before = ground.pool("app").snapshot()
+            ground.network.down()
+            ground.network.up()
+            for machine in ground.machines.values():
+                machine.kill()
+                ground.network.attach(machine.namespace, machine.address)
+                machine.start()
+                machine.await_ready()
+            ground.balancer.ensure(ground.text)
+            assert ground.pool("app").snapshot() == before
+            assert eventually(lambda: get(ground.port("app"))[1] == MACHINES[0])
+            ground.balancer.stop(deadline_s=0.2)
+            name = haproxy_config.host_namespace(ground.network.namespace)
+            assert not Path(f"/run/netns/{name}").exists()
+
     def test_only_loopback_ports_appear_on_the_host(self, ground: Ground) -> None:
         inodes = set()
         for pid in haproxy_pids(ground.balancer.directory):

@@ -14,6 +14,7 @@ from toolkit.pools.haproxy_config import (
     PublicListen,
     Timeouts,
     UpstreamTls,
+    namespace_of,
     public_addresses,
     render,
 )
@@ -57,9 +58,7 @@ def test_every_slot_is_declared_and_starts_in_maintenance() -> None:
     servers = [
         line for line in section(render(CONFIG), "backend pool_web") if "server slot" in line
     ]
-    assert servers == [
-        f"server slot{number} free.invalid:1 check disabled namespace env-a" for number in (1, 2, 3)
-    ]
+    assert servers == [f"server slot{number} free.invalid:1 check disabled" for number in (1, 2, 3)]
 
 
 def test_slots_take_their_addresses_from_the_state_file_and_from_nowhere_else() -> None:
@@ -78,13 +77,23 @@ def test_both_frontends_of_a_role_share_its_backend() -> None:
     assert "frontend public_app" not in text
 
 
-def test_internal_frontends_listen_inside_and_public_ones_on_the_host() -> None:
+def test_public_frontends_alone_are_outside_the_environment() -> None:
     text = render(CONFIG)
-    assert "bind 10.0.0.1:8080 namespace env-a" in section(text, "frontend internal_web")
-    assert 'bind 127.0.0.1:8443 ssl crt "/state/tls/web.pem" alpn h2,http/1.1' in section(
-        text, "frontend public_web"
+    assert namespace_of(text) == "env-a"
+    assert "bind 10.0.0.1:8080" in section(text, "frontend internal_web")
+    assert (
+        'bind 127.0.0.1:8443 namespace env-a@host ssl crt "/state/tls/web.pem" alpn h2,http/1.1'
+        in section(text, "frontend public_web")
     )
     assert public_addresses(text) == {"127.0.0.1:8443"}
+    assert [line for line in text.splitlines() if "namespace" in line and "bind" not in line] == [
+        line for line in text.splitlines() if line.lstrip().startswith("#") and "namespace" in line
+    ]
+
+
+def test_a_file_that_names_no_environment_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="no network namespace"):
+        namespace_of("global\n    nbthread 2\n")
 
 
 def test_machines_of_an_https_pool_must_prove_their_name_for_requests_and_checks() -> None:

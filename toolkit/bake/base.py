@@ -77,7 +77,8 @@ def build_base(base: BaseSpec, tree: Path) -> tuple[str, ...]:
         packages = _inside(tree, ["dpkg-query", "-W", "-f", "${Package}=${Version}\\n"], env=env)
     except OutsideError as error:
         raise BakeFailed(f"the operating system could not be made: {error.message}") from None
-    (tree / "etc" / "hostname").write_text("localhost\n")
+    # mmdebstrap copies the build host's; without the file a machine keeps the name it was given.
+    (tree / "etc" / "hostname").unlink(missing_ok=True)
     for name in EMPTY_FILES:
         path = tree / name
         path.unlink(missing_ok=True)

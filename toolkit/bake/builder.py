@@ -11,7 +11,9 @@ from pathlib import Path
 
 from toolkit.ansible.hooks import machine_variables
 from toolkit.ansible.runner import run_playbook
+from toolkit.bake import watch
 from toolkit.bake.base import COMPILE
+from toolkit.bake.leak_rules import Finding
 from toolkit.bake.seal import clean, compiled_directories
 from toolkit.errors import BakeFailed, ConfigurationError
 from toolkit.machines import cgroups
@@ -42,10 +44,12 @@ class AppliedRole:
     Attributes:
         tree: Upper directory, cleaned, ready to be sealed.
         packages: Debian packages in it and below, `name=version`.
+        seen: Keys that were there at some time while the role was applied.
     """
 
     tree: Path
     packages: tuple[str, ...]
+    seen: tuple[Finding, ...]
 
 
 @contextmanager
@@ -78,7 +82,9 @@ def applied_role(
         if layer.source_paths:
             checkout.export(layer.source_paths, source)
         with _build_machine(layer, scratch=scratch, below=below, state=state) as machine:
-            _apply(layer, machine, project=project, state=state, progress=progress)
+            watched = scratch / "watch"
+            watch.prepare(watched, upper=scratch / "upper", init_pid=machine.init_pid)
+            _apply(layer, machine, watched=watched, project=project, state=state, progress=progress)
             directories = "\n".join(compiled_directories(scratch / "upper"))
             if directories:
                 machine.run(COMPILE, timeout_s=FINISH_TIMEOUT_S, stdin=directories.encode())
@@ -86,7 +92,11 @@ def applied_role(
                 ["dpkg-query", "-W", "-f", "${Package}=${Version}\\n"], timeout_s=FINISH_TIMEOUT_S
             )
         clean(scratch / "upper")
-        yield AppliedRole(scratch / "upper", tuple(sorted(listing.text.split())))
+        yield AppliedRole(
+            scratch / "upper",
+            tuple(sorted(listing.text.split())),
+            tuple(watch.findings(watched)),
+        )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -138,7 +148,13 @@ def _build_machine(
 
 
 def _apply(
-    layer: LayerSpec, machine: Container, *, project: Project, state: State, progress: Progress
+    layer: LayerSpec,
+    machine: Container,
+    *,
+    watched: Path,
+    project: Project,
+    state: State,
+    progress: Progress,
 ) -> None:
     playbook = project.root / "playbooks" / "bake.yml"
     if not playbook.is_file():
@@ -154,7 +170,10 @@ def _apply(
         state=state,
         roles_path=project.root / "roles",
         host=BUILD_HOST,
-        host_variables=machine_variables(machine.init_pid or 0),
+        host_variables={
+            **machine_variables(machine.init_pid or 0),
+            "toolkit_watch": str(watched),
+        },
         variables=variables,
         timeout_s=APPLY_TIMEOUT_S,
         progress=progress,

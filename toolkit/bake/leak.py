@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Annotated, Literal
+from typing import IO, Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -44,6 +44,9 @@ EXCEPTIONS_FILE = "leak-exceptions.yml"
 CHUNK_BYTES = 64 * 1024 * 1024
 OVERLAP_BYTES = 8192
 """A key that lies across the border of two chunks is whole in one of them."""
+
+END_BYTES = 64 * 1024
+"""More than a block and the longest value that is likely."""
 
 SHOWN = 20
 
@@ -145,14 +148,11 @@ class LeakGate:
         )
 
     def _known_values(self, copy: _TreeCopy, sealed: Path) -> Iterator[Finding]:
-        copy.stream.flush()
-        descriptor = copy.stream.fileno()
-        results = search(
-            self._vaults,
-            [f"/proc/self/fd/{descriptor}", sealed],
-            state=self._state,
-            pass_fds=[descriptor],
-        )
+        results = self._search(copy, sealed)
+        if any(hit["file"] for result in results for hit in result["hits"]):
+            # It will fail; now the path is worth a second look.
+            copy.fill()
+            results = self._search(copy, sealed)
         for result in results:
             label = f"{result['environment']}.{result['role']}"
             if result["error"]:
@@ -165,6 +165,16 @@ class LeakGate:
                     continue
                 path = SEALED if hit["file"] else copy.path_at(hit["offset"])
                 yield Finding(path, "known-secret", f"{hit['secret']} of {label}, {hit['form']}")
+
+    def _search(self, copy: _TreeCopy, sealed: Path) -> list[dict[str, Any]]:
+        copy.stream.flush()
+        descriptor = copy.stream.fileno()
+        return search(
+            self._vaults,
+            [f"/proc/self/fd/{descriptor}", sealed],
+            state=self._state,
+            pass_fds=[descriptor],
+        )
 
     @cached_property
     def _vaults(self) -> list[VaultPlace]:
@@ -187,10 +197,10 @@ class LeakGate:
 
 
 class _TreeCopy:
-    """All names and contents of a tree in one stream, and where each file is in it.
+    """Names and contents of a tree in one stream, and where each file is in it.
 
     The sealed file alone would not do: erofs keeps the last part of a file elsewhere, so that a
-    value may lie there in two pieces.
+    value may lie there in two pieces. Of a large file the end is therefore enough.
 
     Args:
         stream: Takes the copy; on a disk, as it may be large.
@@ -198,20 +208,28 @@ class _TreeCopy:
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream = stream
+        self._tree = Path()
         self._offsets: list[int] = []
         self._paths: list[str] = []
         self._size = 0
 
     def check(self, tree: Path, host: HostConfiguration) -> Iterator[Finding]:
         """Take in a tree; yield what is wrong with its files."""
+        self._tree = tree
         for path, content, is_link in _files(tree):
-            self._add(path, content)
+            self._add(path, content[-END_BYTES:])
             if is_link:
                 continue
             yield from check_file(path, content)
             yield from check_host_configuration(
                 path, content, copies=host.copies, values=host.values
             )
+
+    def fill(self) -> None:
+        """Take in large files whole."""
+        for path, content, _ in _files(self._tree):
+            if len(content) > END_BYTES:
+                self._add(path, content)
 
     def path_at(self, offset: int) -> str:
         """Return the file whose name or content is at a position of the stream."""
@@ -285,10 +303,10 @@ def host_configuration(
 
 
 _URL_SETTING = re.compile(
-    rb"(?im)^\s*(?:(?:extra-)?index-url|find-links|proxy|url|Acquire::[^;\n]*Proxy[^;\n]*)[\s=\"']"
+    rb"(?im)^\s*(?:(?:extra-)?index-url|index|find-links|proxy|url|Acquire::[^;\n]*Proxy)[\s=:\"']"
     rb"[^\n]*"
 )
-_URL = re.compile(rb"https?://[^\s\"';,\[\]]{4,}")
+_URL = re.compile(rb"(?:https?|file)://[^\s\"';,\[\]]{4,}")
 
 
 def _files(tree: Path) -> Iterator[tuple[str, bytes, bool]]:

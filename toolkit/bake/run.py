@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toolkit import shell
 from toolkit.bake import plan
@@ -24,6 +25,9 @@ from toolkit.project.model import LayerSpec, Project, RoleSpec
 from toolkit.project.source import Checkout, digest_files
 from toolkit.state import State, canonical_json, make_private
 from toolkit.store.local import LocalStore
+
+if TYPE_CHECKING:
+    from toolkit.bake.leak import LeakGate
 
 PACKAGE = Path(__file__).parent.parent
 DECIDING_FILES = (
@@ -190,6 +194,7 @@ class Bake:
         ):
             packages = build_base(self._project.base, scratch / "tree")
             seal(scratch / "tree", scratch / "sealed", name=BASE_LAYER)
+            self._gate.check(BASE_LAYER, tree=scratch / "tree", sealed=scratch / "sealed")
             return self._put(decision, packages, scratch / "sealed"), decision
 
     def _layer(
@@ -216,7 +221,16 @@ class Bake:
             self._scratch() as scratch,
         ):
             seal(applied.tree, scratch / "sealed", name=layer.role)
+            self._gate.check(
+                layer.role, tree=applied.tree, sealed=scratch / "sealed", seen=applied.seen
+            )
             return self._put(decision, applied.packages, scratch / "sealed"), decision
+
+    @cached_property
+    def _gate(self) -> LeakGate:
+        from toolkit.bake.leak import LeakGate  # noqa: PLC0415 - only when something is built
+
+        return LeakGate(self._project, self._state, self._progress)
 
     def _explain_image(self, role: RoleSpec) -> Iterator[Decision]:
         """Decide for each layer in turn; nothing is known above one that is to be built."""

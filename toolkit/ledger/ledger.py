@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Engine,
     create_engine,
     delete,
     event,
     insert,
+    literal_column,
     select,
     text,
     update,
@@ -30,6 +32,9 @@ from toolkit.ledger import tables
 from toolkit.ledger.chain import GENESIS, entry_hash, first_break
 
 BUSY_TIMEOUT_S = 30
+
+RECORDED: ColumnElement[int] = literal_column("rowid")
+"""The order in which rows came, whatever the clock said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,13 +196,13 @@ class Ledger:
             append_entry(connection, kind, {}, environment=environment)
 
     def machines(self, environment: str, role: str | None = None) -> list[MachineRecord]:
-        """Return the machines that are meant to exist, oldest first."""
+        """Return the machines that are meant to exist, in the order in which they were recorded."""
         table = tables.machines
         query = select(table).where(table.c.environment == environment)
         if role:
             query = query.where(table.c.role == role)
         with self.transaction() as connection:
-            rows = connection.execute(query.order_by(table.c.since, table.c.name)).mappings()
+            rows = connection.execute(query.order_by(RECORDED)).mappings()
             return [MachineRecord(**row) for row in rows]
 
     def add_machines(self, records: Sequence[MachineRecord]) -> None:
@@ -273,7 +278,7 @@ class Ledger:
         if role:
             query = query.where(table.c.role == role)
         with self.transaction() as connection:
-            rows = connection.execute(query.order_by(table.c.started.desc())).mappings()
+            rows = connection.execute(query.order_by(RECORDED.desc())).mappings()
             return [RollRecord(**row) for row in rows]
 
 

@@ -1,7 +1,8 @@
 """The HAProxy process of one environment: start, reload and stop it, and find it again.
 
-It runs in the host's own namespace and enters the environment's for internal frontends and for
-machines. All it has lies in one directory, through which any later command finds it again:
+It runs inside the environment's network namespace; public frontends alone are in the host's own,
+for which it gets a name. All it has lies in one directory, through which any later command finds
+it again:
 
     haproxy.cfg     configuration
     haproxy.pid     process id of the master, when it was started, in which boot of the host
@@ -77,7 +78,14 @@ class HaproxyProcess:
             ConfigurationError: A public port is taken.
             OutsideError: HAProxy refused; the message has its own words.
         """
-        if not self.is_running():
+        pid = self._pid()
+        if pid is not None and not host.is_in_namespace(
+            pid, haproxy_config.namespace_of(config_text)
+        ):
+            # The environment's network was made anew under it; nothing of it can be reached.
+            self._end(pid, deadline_s=0)
+            pid = None
+        if pid is None:
             self.start(config_text)
         elif self._patiently(self._loaded_digest) != _digest(config_text):
             self._reload(config_text)
@@ -93,15 +101,20 @@ class HaproxyProcess:
         """
         if self.is_running():
             raise OutsideError(f"haproxy in {self.directory} is already running")
+        namespace = haproxy_config.namespace_of(config_text)
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._end_leftovers()
+        host.name_own_namespace(haproxy_config.host_namespace(namespace))
         # A worker that has just been killed may not have let go of its ports yet.
         host.check_ports_free(haproxy_config.public_addresses(config_text), patience_s=1.0)
         if not self._state_file.exists():
             host.write(self._state_file, _EMPTY_STATE)
         self._install(config_text)
         pid = shell.spawn(
-            ["haproxy", "-W", "-S", f"{self._master.path},mode,600", "-f", self._config],
+            [
+                *("nsenter", f"--net={host.namespace_path(namespace)}"),
+                *("haproxy", "-W", "-S", f"{self._master.path},mode,600", "-f", self._config),
+            ],
             env=shell.environment(),
             log=self._log,
             cwd=self.directory,
@@ -121,18 +134,18 @@ class HaproxyProcess:
         """
         pid = self._pid()
         if pid is not None:
-            for number, patience_s in (
-                (signal.SIGUSR1, deadline_s),
-                (signal.SIGTERM, _KILL_TIMEOUT_S),
-                (signal.SIGKILL, _KILL_TIMEOUT_S),
-            ):
-                host.send(pid, number)
-                if host.wait(lambda: self._pid() is None, timeout_s=patience_s):
-                    break
-            else:
-                raise DeadlineExceeded(f"haproxy {pid} in {self.directory} does not end")
+            self._end(pid, deadline_s=deadline_s)
         self._end_leftovers()
-        for path in (self._pid_file, self._state_file, self.admin.path, self._master.path):
+        if self._config.exists():
+            namespace = haproxy_config.namespace_of(self._config.read_text())
+            host.forget_namespace(haproxy_config.host_namespace(namespace))
+        for path in (
+            self._config,
+            self._pid_file,
+            self._state_file,
+            self.admin.path,
+            self._master.path,
+        ):
             path.unlink(missing_ok=True)
 
     def remember(self, servers_state: str) -> None:
@@ -185,6 +198,17 @@ class HaproxyProcess:
                     if not int(row["srv_admin_state"]) & haproxy_socket.ADMIN_MAINTENANCE
                 ]
             )
+
+    def _end(self, pid: int, *, deadline_s: float) -> None:
+        for number, patience_s in (
+            (signal.SIGUSR1, deadline_s),
+            (signal.SIGTERM, _KILL_TIMEOUT_S),
+            (signal.SIGKILL, _KILL_TIMEOUT_S),
+        ):
+            host.send(pid, number)
+            if host.wait(lambda: self._pid() is None, timeout_s=patience_s):
+                return
+        raise DeadlineExceeded(f"haproxy {pid} in {self.directory} does not end")
 
     def _is_loaded(self, config_text: str) -> bool:
         """Whether only workers with this configuration take commands and new connections."""

@@ -35,7 +35,8 @@ _ROLE = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252})(:\d{1,5})?")
 _WORD = re.compile(r"[!-~]+")
 _UNSAFE = frozenset("\"'\\#$(){}")
-_PUBLIC_BIND = re.compile(r"^\s*bind\s+(\S+:\d+)(?!.*\snamespace\s)", re.MULTILINE)
+_PUBLIC_BIND = re.compile(r"^\s*bind\s+(\S+:\d+)\s+namespace\s", re.MULTILINE)
+_NAMESPACE = re.compile(r"^\s*setenv\s+TOOLKIT_NAMESPACE\s+(\S+)$", re.MULTILINE)
 
 
 class Protocol(StrEnum):
@@ -145,7 +146,7 @@ class BalancerConfig:
     """Everything that HAProxy needs to know of one environment.
 
     Attributes:
-        namespace: The environment's network namespace.
+        namespace: The environment's network namespace, in which HAProxy runs.
         runtime_directory: Holds the configuration, sockets and state of this HAProxy.
         pools: One for each role, in the order of the file.
         max_connections: Of all frontends together.
@@ -179,6 +180,14 @@ def state_file(runtime_directory: Path) -> Path:
     return runtime_directory / "servers.state"
 
 
+def host_namespace(namespace: str) -> str:
+    """Return by what name the HAProxy of an environment finds the host's own namespace.
+
+    No environment and no machine can have a name with `@`.
+    """
+    return f"{namespace}@host"
+
+
 def backend_name(role: str) -> str:
     """Return the name of a role's backend."""
     return f"pool_{role}"
@@ -200,6 +209,7 @@ def render(config: BalancerConfig) -> str:
         check=HealthCheck(),
         ciphers=CIPHERS,
         ciphersuites=CIPHERSUITES,
+        host_namespace=host_namespace(config.namespace),
         free_address=FREE_ADDRESS,
         free_port=FREE_PORT,
     )
@@ -208,6 +218,18 @@ def render(config: BalancerConfig) -> str:
 def public_addresses(text: str) -> frozenset[str]:
     """Return the host's own `address:port` pairs that a configuration file listens on."""
     return frozenset(_PUBLIC_BIND.findall(text))
+
+
+def namespace_of(text: str) -> str:
+    """Return the environment's namespace, in which HAProxy is to run with a configuration file.
+
+    Raises:
+        ConfigurationError: It is not a file that `render` has made.
+    """
+    found = _NAMESPACE.search(text)
+    if found is None:
+        raise ConfigurationError("the balancer's configuration names no network namespace")
+    return found[1]
 
 
 def _check(pool: PoolConfig) -> None:

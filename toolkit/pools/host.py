@@ -1,4 +1,4 @@
-"""What the balancer needs of the host: its process found again, free ports, files in one piece."""
+"""What the balancer needs of the host: processes found again, ports, namespaces, whole files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from toolkit import shell
 from toolkit.errors import ConfigurationError
 
 _POLL_S: Final = 0.01
@@ -55,6 +56,38 @@ def _try_to_listen(address: str) -> OSError | None:
         except OSError as error:
             return error
     return None
+
+
+def namespace_path(name: str) -> Path:
+    """Return where a network namespace is found by name."""
+    return Path("/run/netns") / name
+
+
+def is_in_namespace(pid: int, name: str) -> bool:
+    """Whether a process runs in the network namespace that has this name now."""
+    try:
+        theirs, named = Path(f"/proc/{pid}/ns/net").stat(), namespace_path(name).stat()
+    except FileNotFoundError:
+        return False
+    return (theirs.st_dev, theirs.st_ino) == (named.st_dev, named.st_ino)
+
+
+def name_own_namespace(name: str) -> None:
+    """Give the network namespace of this process a name, unless it has this name already."""
+    if is_in_namespace(os.getpid(), name):
+        return
+    forget_namespace(name)
+    _ip("netns", "attach", name, str(os.getpid()))
+
+
+def forget_namespace(name: str) -> None:
+    """Remove the name of a network namespace; one that is not there is fine."""
+    if namespace_path(name).exists():
+        _ip("netns", "delete", name)
+
+
+def _ip(*words: str) -> None:
+    shell.run(["ip", *words], env=shell.environment(), timeout_s=30.0)
 
 
 def identity(pid: int) -> str | None:

@@ -19,21 +19,14 @@ def retire(site: Site, *, is_dry_run: bool) -> list[str]:
         LeaseHeld: Another process is changing the environment.
     """
     name = site.environment.name
-    if site.ledger.unfinished_rolls(name):
-        return []
-    now = time.time()
-    expired = [
-        one
-        for one in site.ledger.machines(name)
-        if one.standing == "warm" and (one.warm_until or 0.0) <= now
-    ]
-    names = [one.name for one in expired]
-    if is_dry_run:
-        return [*names, *find_orphans(site)]
-    if not expired and not find_orphans(site):
-        return []
+    if is_dry_run or not _find_retired(site):
+        return _find_retired(site)
     with lease.held(site.ledger, name, doing="gc") as held:
-        for one in expired:
+        # Looked at again: a rollback may have taken a warm machine back into service meanwhile.
+        retired = set(_find_retired(site))
+        for one in site.ledger.machines(name):
+            if one.name not in retired:
+                continue
             timeouts = site.environment.deployments[one.role].timeouts
             if site.balancer.is_running():
                 site.pools[one.role].deregister([one.address])
@@ -42,7 +35,22 @@ def retire(site: Site, *, is_dry_run: bool) -> list[str]:
             held.ledger.append(
                 "machine.retired", {"machine": one.name}, environment=name, role=one.role
             )
-        return [*names, *remove_orphans(site)]
+        if not site.ledger.unfinished_rolls(name):
+            remove_orphans(site)
+        return sorted(retired)
+
+
+def _find_retired(site: Site) -> list[str]:
+    name = site.environment.name
+    if site.ledger.unfinished_rolls(name):
+        return []
+    now = time.time()
+    expired = [
+        one.name
+        for one in site.ledger.machines(name)
+        if one.standing == "warm" and (one.warm_until or 0.0) <= now
+    ]
+    return [*expired, *find_orphans(site)]
 
 
 def images_in_use(site: Site) -> set[str]:

@@ -47,7 +47,8 @@ class Journal:
         try:
             yield observed
         except ToolkitError as error:
-            self._ledger.append(FAILED, {**intent, "error": error.message}, **self._place)
+            failed = {**intent, **observed, "error": error.message}
+            self._ledger.append(FAILED, failed, **self._place)
             raise
         faults.reach(self._scope, name, "acted")
         seconds = round(time.monotonic() - began, 3)

@@ -17,13 +17,14 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
-from toolkit.errors import LeaseHeld
+from toolkit.errors import LeaseHeld, OutsideError
 from toolkit.ledger import tables
 from toolkit.ledger.ledger import Ledger, operator
 from toolkit.machines.processes import ProcessId, identify, parse_process
 
 TIME_TO_LIVE_S = 900.0
-"""Longer than the longest effect; every write renews it."""
+"""Longer than the longest effect that has no deadline of its own in an environment's definition;
+every write renews it."""
 
 POLL_S = 0.2
 
@@ -53,7 +54,14 @@ class Lease:
 
 
 @contextmanager
-def held(ledger: Ledger, environment: str, *, doing: str, wait_s: float = 0.0) -> Iterator[Lease]:
+def held(
+    ledger: Ledger,
+    environment: str,
+    *,
+    doing: str,
+    wait_s: float = 0.0,
+    longest_effect_s: float = 0.0,
+) -> Iterator[Lease]:
     """Hold the lease of an environment while the body runs.
 
     Args:
@@ -61,25 +69,21 @@ def held(ledger: Ledger, environment: str, *, doing: str, wait_s: float = 0.0) -
         environment: What is to be changed.
         doing: What for; others are told.
         wait_s: How long to queue for it.
+        longest_effect_s: How long may pass between two writes.
 
     Raises:
         LeaseHeld: Another process holds it; the message says who, what and until when.
     """
-    epoch = _acquire(ledger, environment, doing, wait_s=wait_s)
+    for_s = max(TIME_TO_LIVE_S, 2 * longest_effect_s)
+    epoch = _acquire(ledger, environment, doing, wait_s=wait_s, for_s=for_s)
 
     def guard(connection: Connection) -> None:
-        _renew(connection, environment, epoch)
+        _renew(connection, environment, epoch, for_s=for_s)
 
     try:
         yield Lease(environment, epoch, ledger.guarded(guard))
     finally:
-        table = tables.leases
-        with ledger.transaction() as connection:
-            connection.execute(
-                update(table)
-                .where(table.c.environment == environment, table.c.epoch == epoch)
-                .values(expires=0.0, expires_uptime=0.0)
-            )
+        _release(ledger, environment, epoch)
 
 
 def is_free(row: Mapping[str, Any], *, host: str, boot: str, now: float, uptime: float) -> bool:
@@ -103,19 +107,19 @@ def is_free(row: Mapping[str, Any], *, host: str, boot: str, now: float, uptime:
     return not process.is_alive
 
 
-def _acquire(ledger: Ledger, environment: str, doing: str, *, wait_s: float) -> int:
+def _acquire(ledger: Ledger, environment: str, doing: str, *, wait_s: float, for_s: float) -> int:
     deadline = time.monotonic() + wait_s
     while True:
         try:
             with ledger.transaction() as connection:
-                return _take(connection, environment, doing)
+                return _take(connection, environment, doing, for_s=for_s)
         except LeaseHeld:
             if time.monotonic() >= deadline:
                 raise
             time.sleep(POLL_S)
 
 
-def _take(connection: Connection, environment: str, doing: str) -> int:
+def _take(connection: Connection, environment: str, doing: str, *, for_s: float) -> int:
     table = tables.leases
     process = identify(os.getpid()) or ProcessId(os.getpid(), 0, "")
     now, uptime = time.time(), _uptime()
@@ -142,8 +146,8 @@ def _take(connection: Connection, environment: str, doing: str) -> int:
         "host": socket.gethostname(),
         "doing": doing,
         "since": now,
-        "expires": now + TIME_TO_LIVE_S,
-        "expires_uptime": uptime + TIME_TO_LIVE_S,
+        "expires": now + for_s,
+        "expires_uptime": uptime + for_s,
     }
     if row is None:
         connection.execute(insert(table).values(environment=environment, **values))
@@ -152,18 +156,33 @@ def _take(connection: Connection, environment: str, doing: str) -> int:
     return epoch
 
 
-def _renew(connection: Connection, environment: str, epoch: int) -> None:
+def _renew(connection: Connection, environment: str, epoch: int, *, for_s: float) -> None:
     table = tables.leases
     done = connection.execute(
         update(table)
         .where(table.c.environment == environment, table.c.epoch == epoch)
-        .values(expires=time.time() + TIME_TO_LIVE_S, expires_uptime=_uptime() + TIME_TO_LIVE_S)
+        .values(expires=time.time() + for_s, expires_uptime=_uptime() + for_s)
     )
     if done.rowcount != 1:
         raise LeaseHeld(
             f"the lease of {environment} was taken over by another process",
             hint=f"'toolkit status {environment}' shows what became of it",
         )
+
+
+def _release(ledger: Ledger, environment: str, epoch: int) -> None:
+    table = tables.leases
+    try:
+        with ledger.transaction() as connection:
+            connection.execute(
+                update(table)
+                .where(table.c.environment == environment, table.c.epoch == epoch)
+                .values(expires=0.0, expires_uptime=0.0)
+            )
+    except OutsideError:
+        # A full disk, say. What brought it up is on its way; the lease of a process that has
+        # ended is free anyway.
+        return
 
 
 def _uptime() -> float:

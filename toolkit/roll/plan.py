@@ -104,7 +104,12 @@ class RollPlan:
 
 
 def plan_roll(
-    policy: RollPolicy, *, old: Sequence[str], new: Sequence[str], retired: Sequence[str] = ()
+    policy: RollPolicy,
+    *,
+    old: Sequence[str],
+    new: Sequence[str],
+    retired: Sequence[str] = (),
+    dead: Sequence[str] = (),
 ) -> RollPlan:
     """Plan the replacement of machines.
 
@@ -117,6 +122,7 @@ def plan_roll(
         old: Machines that serve now.
         new: Machines that are to serve: the configured capacity.
         retired: Machines kept warm by an earlier roll; they make room first.
+        dead: Machines that are meant to serve and have ended; they are cleared away at the end.
     """
     old, new = tuple(old), tuple(new)
     prelude = _remove(tuple(retired))
@@ -132,57 +138,59 @@ def plan_roll(
         old,
         new,
         (*prelude, *switch, *_soak(policy, old, new)),
-        (*_hook(policy.after_hook, new), *_farewell(policy, old)),
+        (*_hook(policy.after_hook, new), *_farewell(policy, old), *_remove(tuple(dead))),
     )
 
 
-def plan_return(policy: RollPolicy, *, old: Sequence[str], warm: Sequence[str]) -> RollPlan:
+def plan_return(
+    policy: RollPolicy, *, old: Sequence[str], warm: Sequence[str], dead: Sequence[str] = ()
+) -> RollPlan:
     """Plan the way back to machines that were kept warm; they pass their smoke tests again.
 
     Args:
         policy: How.
         old: Machines that serve now.
         warm: Machines that are to serve again; the balancer has them drained.
+        dead: As for `plan_roll`.
     """
     old, warm = tuple(old), tuple(warm)
     switch = (
         Step(Effect.SMOKE, warm),
+        # A roll that was to make room and was undone may have taken their places.
+        Step(Effect.REGISTER, warm),
         Step(Effect.AWAIT_HEALTHY, warm),
         Step(Effect.ADMIT, warm),
-        Step(Effect.DRAIN, old),
+        *((Step(Effect.DRAIN, old),) if old else ()),
     )
-    return RollPlan("warm", old, warm, switch, _farewell(policy, old))
+    return RollPlan("warm", old, warm, switch, (*_farewell(policy, old), *_remove(tuple(dead))))
 
 
-def plan_undo(plan: RollPlan, begun: Sequence[Step]) -> tuple[Step, ...]:
-    """Plan the way back from within `plan.switch`.
+def plan_restore(machines: Sequence[str]) -> tuple[Step, ...]:
+    """Plan how machines that are meant to serve, and do not, come to serve again."""
+    return _introduce(tuple(machines)) if machines else ()
 
-    Old machines serve again before a new one drains, so that capacity never falls. A machine
-    that was never registered gets no balancer step here either.
+
+def plan_undo(
+    plan: RollPlan, begun: Sequence[Step], *, untested: Collection[str] = ()
+) -> tuple[Step, ...]:
+    """Plan the way back from wherever a roll has got to.
+
+    Old machines serve again before a new one drains, so that capacity never falls; those that
+    are gone start again from their image and pass their smoke tests. A machine that was never
+    registered gets no balancer step here either. A stateful role's new machine must let go of
+    the volume first.
 
     Args:
         plan: The roll.
         begun: The steps that were at least begun, in order.
+        untested: Old machines that do not run, or have not passed since they were started.
     """
     touched = _Touched(begun)
-    launched = touched.by(Effect.LAUNCH, plan.new)
-    registered = touched.by(Effect.REGISTER, plan.new)
-    admitted = touched.by(Effect.ADMIT, plan.new)
-    drained = touched.by(Effect.DRAIN, plan.old)
-    steps: list[Step] = []
-    if plan.strategy != "stateful" and drained:
-        steps.append(Step(Effect.ADMIT, drained))
-    if registered or admitted:
-        steps.append(Step(Effect.DRAIN, registered or admitted))
-    if registered:
-        steps += [Step(Effect.AWAIT_DRAINED, registered), Step(Effect.DEREGISTER, registered)]
-    if launched:
-        steps.append(Step(Effect.DESTROY, launched))
-    if plan.strategy == "warm" and admitted:
-        steps.append(Step(Effect.KEEP_WARM, admitted, UNDONE_WARM_S))
-    if plan.strategy == "stateful" and drained:
-        steps += _bring_back(plan.old, touched)
-    return tuple(steps)
+    arrival = _bring_back(touched, touched.by(Effect.DRAIN, plan.old), untested)
+    departure = _discard(touched, plan)
+    if plan.strategy == "stateful":
+        return (*departure, *arrival)
+    return (*arrival, *departure)
 
 
 def plan_to_data(plan: RollPlan) -> dict[str, Any]:
@@ -289,14 +297,38 @@ def _plan_stateful(
     return RollPlan("stateful", old, new, switch, _hook(policy.after_hook, new))
 
 
-def _bring_back(old: tuple[str, ...], touched: _Touched) -> tuple[Step, ...]:
-    """Return how a stateful role's old machine serves again, from where it was left."""
-    introduction = _introduce(old)
-    if touched.by(Effect.DESTROY, old):
-        return introduction
-    if touched.by(Effect.DEREGISTER, old):
-        return tuple(s for s in introduction if s.effect not in {Effect.LAUNCH, Effect.SMOKE})
-    return (Step(Effect.ADMIT, old),)
+def _bring_back(
+    touched: _Touched, drained: tuple[str, ...], untested: Collection[str]
+) -> tuple[Step, ...]:
+    """Return how old machines serve again, from where each was left."""
+    destroyed = {*touched.by(Effect.DESTROY, drained), *untested}
+    deregistered = touched.by(Effect.DEREGISTER, drained)
+    started = tuple(name for name in drained if name in destroyed)
+    placed = tuple(name for name in deregistered if name not in destroyed)
+    drained = tuple(name for name in drained if name not in {*started, *placed})
+    steps: list[Step] = []
+    if drained:
+        steps += [Step(Effect.ADMIT, drained), Step(Effect.AWAIT_HEALTHY, drained)]
+    if placed:
+        steps += _enter_pool(placed)
+    return (*steps, *plan_restore(started))
+
+
+def _discard(touched: _Touched, plan: RollPlan) -> tuple[Step, ...]:
+    """Return how new machines go again; those that were warm stay warm."""
+    launched = touched.by(Effect.LAUNCH, plan.new)
+    registered = touched.by(Effect.REGISTER, plan.new)
+    if plan.strategy == "warm":
+        if not registered:
+            return ()
+        return (
+            Step(Effect.DRAIN, registered),
+            Step(Effect.KEEP_WARM, registered, UNDONE_WARM_S),
+        )
+    steps = [Step(Effect.DRAIN, registered), *_leave_pool(registered)] if registered else []
+    if launched:
+        steps.append(Step(Effect.DESTROY, launched))
+    return tuple(steps)
 
 
 def _introduce(
@@ -306,6 +338,12 @@ def _introduce(
         Step(Effect.LAUNCH, machines),
         Step(Effect.SMOKE, machines),
         *_hook(before_hook, machines),
+        *_enter_pool(machines, percent=percent),
+    )
+
+
+def _enter_pool(machines: tuple[str, ...], *, percent: float | None = None) -> tuple[Step, ...]:
+    return (
         Step(Effect.REGISTER, machines),
         Step(Effect.AWAIT_HEALTHY, machines),
         *((Step(Effect.WEIGH, machines, percent),) if percent is not None else ()),
@@ -333,10 +371,8 @@ def _farewell(policy: RollPolicy, old: tuple[str, ...]) -> tuple[Step, ...]:
 
 
 def _remove(machines: tuple[str, ...]) -> tuple[Step, ...]:
-    if not machines:
-        return ()
-    return (
-        Step(Effect.AWAIT_DRAINED, machines),
-        Step(Effect.DEREGISTER, machines),
-        Step(Effect.DESTROY, machines),
-    )
+    return (*_leave_pool(machines), Step(Effect.DESTROY, machines)) if machines else ()
+
+
+def _leave_pool(machines: tuple[str, ...]) -> tuple[Step, ...]:
+    return (Step(Effect.AWAIT_DRAINED, machines), Step(Effect.DEREGISTER, machines))

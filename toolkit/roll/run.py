@@ -23,8 +23,16 @@ from toolkit.ports import HookRunner, MachineProvider, Pool, SmokeRunner
 from toolkit.progress import Progress, step
 from toolkit.project.model import Timeouts
 from toolkit.roll.journal import DONE, INTENT, Journal
-from toolkit.roll.plan import Effect, RollPlan, Step, plan_undo, step_from_data, step_to_data
-from toolkit.roll.watch import Thresholds, judge
+from toolkit.roll.plan import (
+    Effect,
+    RollPlan,
+    Step,
+    plan_restore,
+    plan_undo,
+    step_from_data,
+    step_to_data,
+)
+from toolkit.roll.watch import Thresholds, difference, judge
 
 LINE_LIMIT = 240
 """Characters of a failed test's message in an error; the ledger has the whole."""
@@ -32,7 +40,7 @@ LINE_LIMIT = 240
 WATCH_POLL_S = 0.25
 WATCH_RENEW_S = 60.0
 UNHEALTHY_LIMIT_S = 2.0
-"""How long a watched machine may fail the balancer's own check."""
+"""How long a machine that is watched, or relied on, may fail the balancer's own check."""
 
 SWITCHED, UNDOING = "roll.switched", "roll.undoing"
 
@@ -84,12 +92,16 @@ class RollReport:
         smoke: Every smoke test's outcome.
         seconds: Effect to seconds spent on it.
         downtime_s: For a stateful role, how long its pool served nobody.
+        requests: That the new machines got while they were watched.
+        errors: Of these: how many failed.
     """
 
     outcome: str = "running"
     smoke: list[SmokeCheck] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     downtime_s: float | None = None
+    requests: int = 0
+    errors: int = 0
 
 
 class Roll:
@@ -110,6 +122,7 @@ class Roll:
         self._place = {"environment": order.environment, "role": order.role, "roll": order.id}
         self._journal = Journal(crew.ledger, self._place, scope="roll")
         self._drained_at: float | None = None
+        self._admitted: list[str] = []
         self.report = RollReport()
 
     def forward(self) -> RollReport:
@@ -119,13 +132,16 @@ class Roll:
             SmokeTestsFailed: New machines failed and were discarded; nothing was registered.
             RolledBack: A later step failed; the old machines serve again.
             Interrupted: The operator asked to stop; the roll can be resumed or aborted.
-            ToolkitError: Going back failed too, or old machines could not be removed.
+            ToolkitError: Going back failed too, or a step after the switch failed.
         """
-        if not self._has_entry(SWITCHED):
+        if self._has_entry(SWITCHED):
+            self._restore_serving()
+        else:
             try:
                 for one in self._order.plan.switch:
                     interrupt.check(self._hint)
                     self._do(one)
+                self._need_serving(self._order.plan.new)
             except (Interrupted, LeaseHeld):
                 raise
             except ToolkitError as error:
@@ -139,25 +155,20 @@ class Roll:
         return self.report
 
     def back(self, *, reason: str) -> RollReport:
-        """Return to the machines that served before.
+        """Return to the machines that served before, from wherever the roll has got to.
 
         Args:
             reason: Why, for the ledger.
 
         Raises:
-            ToolkitError: The roll has switched already, or a step back failed.
+            ToolkitError: A step back failed; resuming tries again.
         """
-        if self._has_entry(SWITCHED):
-            raise ToolkitError(
-                f"{self._order.id} has switched to the new machines already",
-                hint="resume it, then go back with 'toolkit rollback'",
-            )
         self._crew.progress.note(f"going back: {reason.splitlines()[0]}")
         # What was begun going forward is fixed by the first entry of its kind.
         begun = self._begun()
         if not self._has_entry(UNDOING):
             self._note(UNDOING, {"reason": reason})
-        for one in plan_undo(self._order.plan, begun):
+        for one in plan_undo(self._order.plan, begun, untested=self._untested()):
             self._do(one)
         self.report.outcome = "rolled-back" if self._has_touched_pool(begun) else "discarded"
         return self.report
@@ -171,6 +182,38 @@ class Roll:
     def is_undoing(self) -> bool:
         """Whether the roll was already on its way back."""
         return self._has_entry(UNDOING)
+
+    def _restore_serving(self) -> None:
+        """Have new machines serve that did when the roll was cut short; old ones go only then."""
+        serving = self._serving()
+        new = self._order.plan.new
+        for one in plan_restore([n for n in new if self._address(n) not in serving]):
+            self._do(one)
+
+    def _need_serving(self, machines: Sequence[str]) -> None:
+        """Make sure that machines which were admitted have not failed since.
+
+        Raises:
+            DeadlineExceeded: One fails the balancer's check.
+        """
+        self._crew.pool.await_healthy(self._addresses(machines), deadline_s=UNHEALTHY_LIMIT_S)
+
+    def _untested(self) -> set[str]:
+        """Return the old machines that do not run, or have not passed since they were started."""
+        running = self._running()
+        records = {one.name: one for one in self._crew.ledger.machines(self._order.environment)}
+        return {
+            name
+            for name in self._order.plan.old
+            if name not in running or name not in records or records[name].standing == "new"
+        }
+
+    def _running(self) -> set[str]:
+        machines = self._crew.provider.machines()
+        return {one.name for one in machines if one.state is not MachineState.STOPPED}
+
+    def _serving(self) -> set[str]:
+        return {target.address for target in self._crew.pool.targets() if target.is_serving}
 
     @property
     def _hint(self) -> str:
@@ -224,11 +267,13 @@ class Roll:
         ledger.add_machines(
             [replace(records[n], standing="new") for n in one.machines if n not in known]
         )
-        alive = {m.name for m in provider.machines() if m.state is not MachineState.STOPPED}
+        running = self._running()
+        dead = [order for order in orders if order.name not in running]
+        # One that died has passed no test since, and keeps its place in the pool: it would serve
+        # again as soon as it answers.
+        ledger.set_standing([order.name for order in dead if order.name in known], "new")
         placed = {target.address for target in self._crew.pool.targets()}
-        # One that died keeps its place in the pool: it would serve again before being tested.
-        dead = [order.address for order in orders if order.name not in alive]
-        self._crew.pool.deregister([address for address in dead if address in placed])
+        self._crew.pool.deregister([order.address for order in dead if order.address in placed])
         provider.publish({order.image for order in orders})
         provider.launch(orders)
         provider.await_running(one.machines, deadline_s=self._order.timeouts.boot_s)
@@ -255,15 +300,19 @@ class Roll:
             )
 
     def _hook(self, one: Step, observed: dict[str, Any]) -> None:
-        playbook = str(one.argument)
-        done = [
-            entry
-            for entry in self._crew.ledger.roll_entries(self._order.id)
-            if entry["kind"] == DONE and entry["data"].get("argument") == playbook
-        ]
-        observed["skipped"] = bool(done)
-        if not done:
-            self._crew.hooks.run(playbook, one.machines[0])
+        observed["skipped"] = self._was_done(one)
+        if not observed["skipped"]:
+            self._crew.hooks.run(str(one.argument), one.machines[0])
+
+    def _was_done(self, one: Step) -> bool:
+        """Whether a step was done already, on the same side of the switch."""
+        is_switched, done = False, set()
+        for entry in self._crew.ledger.roll_entries(self._order.id):
+            if entry["kind"] == SWITCHED:
+                is_switched = True
+            elif entry["kind"] == DONE and step_from_data(entry["data"]) == one:
+                done.add(is_switched)
+        return is_switched in done
 
     def _register(self, one: Step, _observed: dict[str, Any]) -> None:
         self._crew.pool.register(self._addresses(one.machines))
@@ -279,12 +328,16 @@ class Roll:
     def _admit(self, one: Step, _observed: dict[str, Any]) -> None:
         self._crew.pool.admit(self._addresses(one.machines))
         self._crew.ledger.set_standing(list(one.machines), "member")
+        self._admitted += one.machines
         if self._drained_at is not None and self._order.plan.strategy == "stateful":
             self.report.downtime_s = time.monotonic() - self._drained_at
 
     def _drain(self, one: Step, _observed: dict[str, Any]) -> None:
         if self._drained_at is None:
             self._drained_at = time.monotonic()
+        if self._order.plan.strategy != "stateful":
+            # What takes over was admitted some time ago, and may have failed since.
+            self._need_serving([name for name in self._admitted if name not in one.machines])
         self._crew.pool.drain(self._addresses(one.machines))
 
     def _watch(self, one: Step, observed: dict[str, Any]) -> None:
@@ -296,25 +349,28 @@ class Roll:
         healthy_at, renewed_at = began, began
         while (now := time.monotonic()) - began < float(one.argument or 0):
             interrupt.check(self._hint)
-            serving = {target.address for target in pool.targets() if target.is_serving}
+            serving = self._serving()
             if serving.issuperset(new):
                 healthy_at = now
-            reason = judge(
-                start, pool.counters(), new=new, old=old, thresholds=self._order.thresholds
-            )
+            counters = pool.counters()
+            requests, errors = difference(start, counters, new)
+            observed.update(requests=requests, errors=errors)
+            reason = judge(start, counters, new=new, old=old, thresholds=self._order.thresholds)
             if reason is None and now - healthy_at > UNHEALTHY_LIMIT_S:
                 gone = sorted(set(new) - serving)
                 reason = f"{', '.join(gone)} failed the balancer's health check"
             if reason:
-                observed["reason"] = reason
+                self._count_watched(observed)
                 raise ToolkitError(f"the new machines do badly: {reason}")
             if now - renewed_at > WATCH_RENEW_S:
-                self._crew.ledger.append("roll.watching", {}, **self._place)
+                self._note("roll.watching", {})
                 renewed_at = now
             time.sleep(WATCH_POLL_S)
-        end = pool.counters()
-        observed["requests"] = sum(end[a].requests for a in new if a in end)
-        observed["errors"] = sum(end[a].errors for a in new if a in end)
+        self._count_watched(observed)
+
+    def _count_watched(self, observed: Mapping[str, Any]) -> None:
+        self.report.requests += observed.get("requests", 0)
+        self.report.errors += observed.get("errors", 0)
 
     def _await_drained(self, one: Step, observed: dict[str, Any]) -> None:
         observed["drained"] = self._crew.pool.await_drained(
@@ -338,7 +394,10 @@ class Roll:
         self._crew.ledger.forget_machines(list(one.machines))
 
     def _addresses(self, machines: Sequence[str]) -> list[str]:
-        return [self._order.records[name].address for name in machines]
+        return [self._address(name) for name in machines]
+
+    def _address(self, machine: str) -> str:
+        return self._order.records[machine].address
 
     def _has_entry(self, kind: str) -> bool:
         entries = self._crew.ledger.roll_entries(self._order.id)

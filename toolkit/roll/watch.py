@@ -24,6 +24,28 @@ class Thresholds:
     max_response_ratio: float
 
 
+def difference(
+    start: Mapping[str, Counters], now: Mapping[str, Counters], addresses: Collection[str]
+) -> tuple[int, int]:
+    """Return requests and errors since the start; a counter that was reset counts from zero.
+
+    Args:
+        start: Address to counters then.
+        now: Address to counters now.
+        addresses: Which of them.
+    """
+    requests = errors = 0
+    for address in addresses:
+        if address not in now:
+            continue
+        then, current = start.get(address, Counters(0, 0, 0.0)), now[address]
+        if current.requests < then.requests or current.errors < then.errors:
+            then = Counters(0, 0, 0.0)
+        requests += current.requests - then.requests
+        errors += current.errors - then.errors
+    return requests, errors
+
+
 def judge(
     start: Mapping[str, Counters],
     now: Mapping[str, Counters],
@@ -41,7 +63,7 @@ def judge(
         old: Addresses of the machines they are compared with, if any serve.
         thresholds: What is tolerated.
     """
-    requests, errors = _difference(start, now, new)
+    requests, errors = difference(start, now, new)
     if requests >= thresholds.min_requests:
         share = 100.0 * errors / requests
         if share > thresholds.max_error_percent:
@@ -50,28 +72,12 @@ def judge(
                 f"{thresholds.max_error_percent:g} % are tolerated)"
             )
     ratio = thresholds.max_response_ratio
-    compared, _ = _difference(start, now, old)
+    compared, _ = difference(start, now, old)
     if ratio and min(requests, compared) >= thresholds.min_requests:
         mine, theirs = _response_ms(now, new), _response_ms(now, old)
         if theirs and mine > ratio * theirs:
             return f"answers take {mine:.0f} ms, {mine / theirs:.1f} times as long as the old ones'"
     return None
-
-
-def _difference(
-    start: Mapping[str, Counters], now: Mapping[str, Counters], addresses: Collection[str]
-) -> tuple[int, int]:
-    """Return requests and errors since the start; a counter that was reset counts from zero."""
-    requests = errors = 0
-    for address in addresses:
-        if address not in now:
-            continue
-        then, current = start.get(address, Counters(0, 0, 0.0)), now[address]
-        if current.requests < then.requests:
-            then = Counters(0, 0, 0.0)
-        requests += current.requests - then.requests
-        errors += max(current.errors - then.errors, 0)
-    return requests, errors
 
 
 def _response_ms(now: Mapping[str, Counters], addresses: Collection[str]) -> float:

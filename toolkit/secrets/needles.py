@@ -15,8 +15,8 @@ SHORTEST_BYTES = 8
 SHORTEST_WORD_BYTES = 12
 """Below this, a value of lower-case letters alone is likely a word that any image contains."""
 
-_SPLIT_BYTES = 32
-"""From here on, both halves of an encoded form are searched: one line break hides only one."""
+_WINDOW_BYTES = 28
+"""Of a longer encoded form its two ends are searched: one line break hides only one of them."""
 
 _PEM_BODY = re.compile(rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----\s+([A-Za-z0-9+/=\s]+)-----END")
 
@@ -52,9 +52,9 @@ def _forms(value: bytes) -> Iterator[tuple[str, bytes]]:
     yield "url", quote_plus(stripped).encode()
     yield "url", quote(stripped).encode()
     yield from _as_json(stripped)
-    for each in _halves(stripped.hex().encode()):
-        yield "hex", each
-        yield "hex", each.upper()
+    digits = stripped.hex()[: 2 * _WINDOW_BYTES]
+    yield "hex", digits.encode()
+    yield "hex", digits.upper().encode()
     for encode in (base64.b64encode, base64.urlsafe_b64encode):
         for each in _base64(stripped, encode):
             yield "base64", each
@@ -80,16 +80,15 @@ def _base64(value: bytes, encode: object) -> Iterator[bytes]:
         # The first digits hold bits of what stands before, the last ones of what comes after.
         first = -(-shift * 8 // 6)
         last = (shift + len(value)) * 8 // 6
-        yield from _halves(encoded[first:last])
+        yield from _ends(encoded[first:last])
 
 
-def _halves(encoded: bytes) -> Iterator[bytes]:
-    if len(encoded) < _SPLIT_BYTES:
+def _ends(encoded: bytes) -> Iterator[bytes]:
+    if len(encoded) <= _WINDOW_BYTES:
         yield encoded
     else:
-        middle = len(encoded) // 2
-        yield encoded[:middle]
-        yield encoded[middle:]
+        yield encoded[:_WINDOW_BYTES]
+        yield encoded[-_WINDOW_BYTES:]
 
 
 def _of_key(value: bytes) -> Iterator[tuple[str, bytes]]:

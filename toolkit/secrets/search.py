@@ -24,10 +24,9 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import json
-import mmap
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,12 @@ from toolkit.secrets.keys import KEYRING_VARIABLES, KeyRing
 from toolkit.state import State
 
 TIMEOUT_S = 600.0
-PARALLEL = 4
+BATCH_BYTES = 192 * 1024 * 1024
+"""Read before forking, so that all processes share it."""
+
+OVERLAP_BYTES = 64 * 1024
+"""A value that lies across the border of two pieces is whole in one of them."""
+
 OWN_VALUES = "vault password"
 """Under this name the password of the vault itself is searched for."""
 
@@ -55,6 +59,21 @@ class VaultPlace:
     def path(self) -> Path:
         """The vault file."""
         return self.environment.directory / "group_vars" / self.role / "vault.yml"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a file.
+
+    Attributes:
+        file: Index of the file in the order.
+        offset: Of the content in the file.
+        content: Its bytes.
+    """
+
+    file: int
+    offset: int
+    content: bytes
 
 
 def search(
@@ -121,21 +140,52 @@ def main() -> None:
     from toolkit.secrets import certificates, document, envelope, needles  # noqa: F401, PLC0415
 
     key = bytes.fromhex(order["digest_key"]) if order["digest_key"] else None
-    waiting = list(order["vaults"])
-    running: list[tuple[int, int]] = []
+    results: list[dict[str, Any]] = []
+    for pieces in _pieces(order["files"]):
+        found = _search_all(order["vaults"], pieces, key)
+        for result, more in zip(results, found, strict=False):
+            known = {(hit["secret"], hit["file"]) for hit in result["hits"]}
+            result["hits"] += [h for h in more["hits"] if (h["secret"], h["file"]) not in known]
+        results = results or found
+    print(json.dumps(results))
+
+
+def _pieces(files: Sequence[str]) -> Iterator[list[Piece]]:
+    """Yield the contents of all files, so much at a time as may be in memory at once."""
+    batch: list[Piece] = []
+    size = 0
+    for index, path in enumerate(files):
+        with open(path, "rb") as stream:  # noqa: PTH123 - also /proc/self/fd/N
+            offset, tail = 0, b""
+            while content := stream.read(BATCH_BYTES):
+                batch.append(Piece(index, offset - len(tail), tail + content))
+                offset, tail = offset + len(content), content[-OVERLAP_BYTES:]
+                size += len(content)
+                if size >= BATCH_BYTES:
+                    yield batch
+                    batch, size = [], 0
+    yield batch
+
+
+def _search_all(
+    vaults: Sequence[Mapping[str, Any]], pieces: Sequence[Piece], key: bytes | None
+) -> list[dict[str, Any]]:
+    """Search with every vault, each in a process that shares the pieces' memory."""
     results = []
+    running: list[tuple[int, int]] = []
+    waiting = list(vaults)
     while waiting or running:
-        while waiting and len(running) < PARALLEL:
-            running.append(_fork(waiting.pop(0), order["files"], key))
+        while waiting and len(running) < (os.cpu_count() or 1):
+            running.append(_fork(waiting.pop(0), pieces, key))
         pid, descriptor = running.pop(0)
         with os.fdopen(descriptor, "rb") as pipe:
             answer = pipe.read()
         os.waitpid(pid, 0)
         results.append(json.loads(answer))
-    print(json.dumps(results))
+    return results
 
 
-def _fork(vault: Mapping[str, Any], files: Sequence[str], key: bytes | None) -> tuple[int, int]:
+def _fork(vault: Mapping[str, Any], pieces: Sequence[Piece], key: bytes | None) -> tuple[int, int]:
     reader, writer = os.pipe()
     pid = os.fork()
     if pid:
@@ -144,13 +194,15 @@ def _fork(vault: Mapping[str, Any], files: Sequence[str], key: bytes | None) -> 
     try:
         os.close(reader)
         with os.fdopen(writer, "wb") as pipe:
-            pipe.write(json.dumps(_search_one(vault, files, key)).encode())
+            pipe.write(json.dumps(_search_one(vault, pieces, key)).encode())
     finally:
         # Whatever happened: never on into the parent's code, and no traceback with values.
         os._exit(0)
 
 
-def _search_one(vault: Mapping[str, Any], files: Sequence[str], key: bytes | None) -> object:
+def _search_one(
+    vault: Mapping[str, Any], pieces: Sequence[Piece], key: bytes | None
+) -> dict[str, Any]:
     from toolkit.secrets import certificates, document, envelope  # noqa: PLC0415
     from toolkit.secrets.needles import is_searchable, needles  # noqa: PLC0415
 
@@ -197,25 +249,24 @@ def _search_one(vault: Mapping[str, Any], files: Sequence[str], key: bytes | Non
         )
         for value in hidden.values():
             wanted += [(needle, entry.name, form) for needle, form in needles(value).items()]
-    for index, file in enumerate(files):
-        result["hits"] += _hits(file, index, wanted)
+    for piece in pieces:
+        result["hits"] += _hits(piece, wanted)
     return result
 
 
-def _hits(file: str, index: int, wanted: Iterable[tuple[bytes, str, str]]) -> list[dict[str, Any]]:
-    """Return the first place of every value in a file."""
-    with open(file, "rb") as stream:  # noqa: PTH123 - also /proc/self/fd/N
-        if os.fstat(stream.fileno()).st_size == 0:
-            return []
-        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            found: dict[str, dict[str, Any]] = {}
-            for needle, secret, form in wanted:
-                offset = content.find(needle) if secret not in found else -1
-                if offset >= 0:
-                    found[secret] = {
-                        "secret": secret, "form": form, "file": index, "offset": offset,
-                    }  # fmt: skip
-            return list(found.values())
+def _hits(piece: Piece, wanted: Iterable[tuple[bytes, str, str]]) -> list[dict[str, Any]]:
+    """Return the first place of every value in a piece."""
+    found: dict[str, dict[str, Any]] = {}
+    for needle, secret, form in wanted:
+        at = piece.content.find(needle) if secret not in found else -1
+        if at >= 0:
+            found[secret] = {
+                "secret": secret,
+                "form": form,
+                "file": piece.file,
+                "offset": piece.offset + at,
+            }
+    return list(found.values())
 
 
 def _environment(vault: Mapping[str, Any]) -> Environment:

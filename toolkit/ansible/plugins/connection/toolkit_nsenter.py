@@ -21,6 +21,11 @@ options:
     default: 1800
     vars:
       - name: toolkit_task_timeout
+  watch:
+    description: Directory of a C(toolkit.bake.watch), which looks after every command; in a bake.
+    type: path
+    vars:
+      - name: toolkit_watch
 """
 
 from pathlib import Path
@@ -29,6 +34,7 @@ from typing import Any
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.connection import ConnectionBase
 
+from toolkit.bake import watch
 from toolkit.errors import ToolkitError
 from toolkit.machines.enter import run_inside
 from toolkit.shell import Completed
@@ -76,12 +82,15 @@ class Connection(ConnectionBase):  # type: ignore[misc]
     def _run(self, argv: list[str], data: bytes) -> Completed:
         pid: Any = self.get_option("init_pid")
         try:
-            return run_inside(
+            done = run_inside(
                 int(pid),
                 argv,
                 timeout_s=float(self.get_option("task_timeout")),
                 stdin=data,
                 is_checked=False,
             )
-        except ToolkitError as error:
-            raise AnsibleConnectionFailure(error.message) from None
+            if self.get_option("watch"):
+                watch.look(Path(self.get_option("watch")))
+        except (ToolkitError, OSError) as error:
+            raise AnsibleConnectionFailure(str(error)) from None
+        return done

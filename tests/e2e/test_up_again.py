@@ -1,0 +1,123 @@
+"""`up` brings back what the ledger says should run, whatever has become of it."""
+
+import os
+import shutil
+import signal
+import time
+
+import pytest
+
+from tests.support.traces import groups, namespaces, processes
+from toolkit import shell
+from toolkit.machines import cgroups
+from toolkit.state import State
+
+pytestmark = pytest.mark.host
+
+
+def signed(site) -> list[str]:
+    return [entry["message"] for entry in site.get("/api/entries").json()["entries"]]
+
+
+def kill_machine(site, name: str) -> None:
+    """Kill every process of a machine at once, as a crash of the host would."""
+    group = f"toolkit-{site.state_id}/{site.environment}/{name}"
+    deadline = time.monotonic() + 10.0
+    while cgroups.is_populated(group):
+        assert time.monotonic() < deadline
+        for pid in set(cgroups.processes(group)):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        time.sleep(0.05)
+
+
+def kill_balancer(site) -> None:
+    balancers, _ = processes(site.state, site.state_id)
+    assert balancers
+    for line in balancers:
+        os.kill(int(line.split()[0]), signal.SIGKILL)
+    deadline = time.monotonic() + 10.0
+    while processes(site.state, site.state_id)[0]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_up_is_harmless_when_all_is_well(site):
+    before = site.machines(), site.snapshots(), processes(site.state, site.state_id)
+    for _ in range(2):
+        data = site.toolkit.result("up", site.environment)
+        assert data["machines"] == []
+        assert data["public"] == {"web": f"{site.url}/"}
+    assert (site.machines(), site.snapshots(), processes(site.state, site.state_id)) == before
+    assert site.get().status_code == 200
+
+
+def test_a_killed_balancer_comes_back_with_its_pools(site):
+    machines, snapshots = site.machines(), site.snapshots()
+    kill_balancer(site)
+    assert site.toolkit.run("smoke", site.environment).exit_code == 2
+    assert site.toolkit.run("roll", site.environment, "web").exit_code == 2
+    site.toolkit.result("up", site.environment)
+    assert site.get().status_code == 200
+    assert site.machines() == machines
+    assert {role: sorted(line.split()[1] for line in text.splitlines())
+            for role, text in site.snapshots().items()} == {
+        role: sorted(line.split()[1] for line in text.splitlines())
+        for role, text in snapshots.items()
+    }  # fmt: skip
+
+
+def test_a_killed_machine_comes_back(site):
+    name = site.status()["web"]["machines"][0]["name"]
+    kill_machine(site, name)
+    states = {one["name"]: one["state"] for one in site.status()["web"]["machines"]}
+    assert states.pop(name) == "stopped"
+    assert list(states.values()) == ["serving"]
+    assert name not in site.status()["web"]["pool"]["serving"]
+    data = site.toolkit.result("up", site.environment)
+    assert data["machines"] == [name]
+    after = site.status()["web"]
+    assert sorted(after["pool"]["serving"]) == sorted([name, *states])
+    assert site.get().status_code == 200
+
+
+def test_after_the_host_has_restarted(site):
+    site.post("/api/entries", {"author": "host", "message": "before the restart"})
+    before = site.status()
+    machines = site.machines()
+    kill_balancer(site)
+    for name in machines:
+        kill_machine(site, name)
+        cgroups.remove(f"toolkit-{site.state_id}/{site.environment}/{name}")
+    for name in namespaces(site.state_id):
+        shell.run(["ip", "netns", "delete", name], env=shell.environment(), timeout_s=30.0)
+    state = State(site.state)
+    shutil.rmtree(state.runtime)
+    shutil.rmtree(state.ram)
+    assert not groups(site.state_id)
+
+    stopped = site.status()
+    assert {one["state"] for role in stopped.values() for one in role["machines"]} == {"stopped"}
+    assert all(role["pool"]["serving"] == [] for role in stopped.values())
+    data = site.toolkit.result("up", site.environment)
+    assert sorted(data["machines"]) == machines
+    after = site.status()
+    for role in before:
+        assert sorted(after[role]["pool"]["serving"]) == sorted(before[role]["pool"]["serving"])
+        assert after[role]["image"] == before[role]["image"]
+        assert after[role]["release"] == before[role]["release"]
+    assert "before the restart" in signed(site)
+    assert site.toolkit.run("smoke", site.environment).exit_code == 0
+
+
+def test_down_keeps_the_data_and_up_starts_empty(site):
+    site.post("/api/entries", {"author": "host", "message": "before down"})
+    data = site.toolkit.result("down", site.environment)
+    assert len(data["machines"]) == 5
+    assert data["volumes"]
+    again = site.toolkit.result("down", site.environment)
+    assert again["machines"] == []
+    site.start("v1")
+    assert "before down" in signed(site)

@@ -1,0 +1,120 @@
+"""The example service baked for tests, and environments that run it."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+
+from bench.lab import ENVIRONMENT, Lab, copy_layers
+from examples.command import Answer
+from toolkit.cli.context import Context
+from toolkit.roll.site import Site as OpenSite
+from toolkit.shell import Completed
+from toolkit.state import State
+from toolkit.wiring import open_site
+
+
+class BakedLab(Lab):
+    """Bakes versions; an optional directory keeps the layers for others and for later runs."""
+
+    def __init__(self, directory: Path, *, shared: Path | None) -> None:
+        super().__init__(directory)
+        self._shared = shared
+        # Before any bake, so that a secret could get into a layer if anything let it.
+        self.toolkit.result("secrets", "init", ENVIRONMENT)
+
+    @property
+    def store(self) -> Path:
+        return self.state / "store"
+
+    def bake(self, version: str):
+        if version in self._baked or self._shared is None:
+            return super().bake(version)
+        self._shared.mkdir(parents=True, exist_ok=True)
+        with (self._shared / "lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            copy_layers(self._shared, self.store)
+            release = super().bake(version)
+            copy_layers(self.store, self._shared)
+        return release
+
+    def image(self, version: str, role: str) -> dict:
+        """Return what `toolkit images show` prints about an image."""
+        return self.toolkit.result("images", "show", self.bake(version)["images"][role])
+
+    def layer_file(self, digest: str) -> Path:
+        return self.store / "layers" / f"{digest.removeprefix('sha256:')}.erofs"
+
+
+class Site(Lab):
+    """An environment of its own, with the images that a `BakedLab` baked.
+
+    Args:
+        is_linked: Whether layers are hard links. Machines of two sites then share loop devices.
+    """
+
+    def __init__(self, directory: Path, baked: BakedLab, *, is_linked: bool = True) -> None:
+        super().__init__(directory)
+        self._source = baked
+        self._is_linked = is_linked
+        self.environment = ENVIRONMENT
+        self.state_id = State(self.state).id
+
+    def bake(self, version: str):
+        release = self._source.bake(version)
+        link = os.link if self._is_linked else shutil.copy2
+
+        def bring(origin: str, target: str) -> None:
+            if not Path(target).exists():
+                link(origin, target)
+
+        shutil.copytree(
+            self._source.store, self.state / "store", copy_function=bring, dirs_exist_ok=True
+        )
+        return release
+
+    def image(self, version: str, role: str) -> str:
+        return self.bake(version)["images"][role]
+
+    def roll(self, role: str, version: str) -> Answer:
+        """Roll one role to a version, whatever comes of it."""
+        image = self.image(version, role)
+        return self.toolkit.run("roll", ENVIRONMENT, role, "--image", image)
+
+    def status(self) -> dict[str, dict]:
+        """Return what `toolkit status` says, by role."""
+        return {one["role"]: one for one in self.toolkit.result("status", ENVIRONMENT)}
+
+    def machines(self) -> list[str]:
+        return sorted(one["name"] for role in self.status().values() for one in role["machines"])
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[OpenSite]:
+        """Open the environment as the commands do."""
+        context = Context(self.project.root, self.state, is_quiet=True)
+        with open_site(context, ENVIRONMENT) as site:
+            yield site
+
+    def snapshots(self) -> dict[str, str]:
+        """Return every pool's places as the balancer itself reports them."""
+        with self.opened() as site:
+            return {role: pool.snapshot() for role, pool in site.pools.items()}
+
+    def run_inside(self, machine: str, *argv: str) -> Completed:
+        with self.opened() as site:
+            return site.provider.run(machine, argv, timeout_s=60.0)
+
+    def get(self, path: str = "/") -> httpx.Response:
+        return self._client().get(path)
+
+    def post(self, path: str, document: dict) -> httpx.Response:
+        return self._client().post(path, json=document)
+
+    def _client(self) -> httpx.Client:
+        trust = ssl.create_default_context(cafile=self.authority)
+        return httpx.Client(base_url=self.url, verify=trust, trust_env=False, timeout=10.0)
