@@ -1,6 +1,6 @@
 """A project of its own, made out of this repository, with the example service in several versions.
 
-    DIRECTORY/project/     service.yml and the like, roles/, playbooks/, inventories/: a git repository
+    DIRECTORY/project/     service.yml, roles/, inventories/ and the like: a git repository
     DIRECTORY/guestbook/   the service's source: another one
 
 Both have the tags `v1` and `v2`, and are left at `v2`. The source has three more tags, one for each

@@ -704,8 +704,10 @@ class TestProcess:
         assert pids > {master}
         assert 0 not in {Path(f"/proc/{pid}").stat().st_uid for pid in pids - {master}}
 
-    def test_it_moves_into_a_network_that_was_made_anew(self, tmp_path: Path) -> None:
-        with environment(tmp_path) as ground:
+    def test_it_moves_into_a_network_that_was_made_anew(
+        self, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        with environment(tmp_path_factory.mktemp("moving")) as ground:
             put_into_service(ground.pool("app"), MACHINES[0])
             before = ground.pool("app").snapshot()
             ground.network.down()

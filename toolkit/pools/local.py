@@ -21,7 +21,7 @@ from toolkit.pools.haproxy_pool import HaproxyPool
 from toolkit.project.model import Environment, Project
 from toolkit.state import make_private, write_atomically
 
-STOP_DEADLINE_S = 10.0
+STOP_DEADLINE_S = 3.0
 SPARE_SLOTS = 2
 """Beyond room for a whole fleet of old and a whole fleet of new machines."""
 
