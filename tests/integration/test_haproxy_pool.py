@@ -346,10 +346,9 @@ def _ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
 
 
 @pytest.fixture
-def ground(_ground: Ground) -> Iterator[Ground]:
+def ground(_ground: Ground) -> Ground:
     _ground.reset()
-    yield _ground
-    _ground.reset()
+    return _ground
 
 
 @pytest.fixture
