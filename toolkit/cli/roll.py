@@ -11,7 +11,7 @@ from toolkit.cli.context import Context, json_option, short, wait_option
 
 if TYPE_CHECKING:
     from toolkit.roll.command import RollResult
-    from toolkit.roll.run import RollOrder
+    from toolkit.roll.effects import RollOrder
 
 
 def _what(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ from toolkit.errors import ConfigurationError, NotFound, ToolkitError, Unfinishe
 from toolkit.ledger.ledger import MachineRecord, RollRecord, operator
 from toolkit.model import SmokeCheck
 from toolkit.roll import lease
+from toolkit.roll.effects import Crew, RollOrder, RollReport
 from toolkit.roll.lease import Lease
 from toolkit.roll.plan import plan_from_data, plan_to_data
 from toolkit.roll.prepare import (
@@ -27,7 +28,7 @@ from toolkit.roll.prepare import (
     previous_image,
 )
 from toolkit.roll.recover import remove_orphans
-from toolkit.roll.run import Crew, Roll, RollOrder, RollReport
+from toolkit.roll.run import Roll
 from toolkit.roll.site import Site
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from toolkit.model import MachineState, TargetState
 from toolkit.progress import step
 from toolkit.roll import lease
+from toolkit.roll.effects import Crew
 from toolkit.roll.journal import Journal
 from toolkit.roll.lease import Lease
 from toolkit.roll.plan import Effect, RollPlan, Step
 from toolkit.roll.prepare import gather_inputs, make_order
 from toolkit.roll.recover import remove_orphans
-from toolkit.roll.run import Crew, Roll
+from toolkit.roll.run import Roll
 from toolkit.roll.site import Site
 
 STOP_DEADLINE_S = 20.0

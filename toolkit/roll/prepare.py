@@ -10,9 +10,9 @@ from toolkit.errors import ConfigurationError, NotFound
 from toolkit.ledger.ledger import MachineRecord
 from toolkit.model import Image, MachineState, Release
 from toolkit.project.load import role_settings
+from toolkit.roll.effects import RollOrder
 from toolkit.roll.orders import Inputs, endpoints
 from toolkit.roll.plan import RollPlan, RollPolicy, allocate, plan_return, plan_roll
-from toolkit.roll.run import RollOrder
 from toolkit.roll.site import Site
 from toolkit.roll.watch import Thresholds
 
@@ -116,7 +116,11 @@ def prepare_roll(
     """
     environment = site.environment
     recorded = site.ledger.machines(environment.name)
-    old = _members_alive(site, role)
+    policy = policy_of(site, role)
+    old, dead = _members(site, role)
+    if policy.strategy == "stateful":
+        # It is the only one that may have the volume, and has to be out of the way for certain.
+        old, dead = [*old, *dead], []
     warm = [one for one in recorded if one.role == role and one.standing == "warm"]
     new = [
         MachineRecord(
@@ -133,12 +137,13 @@ def prepare_roll(
         for number, address in enumerate(_free_addresses(site, role, recorded), start=1)
     ]
     plan = plan_roll(
-        policy_of(site, role),
+        policy,
         old=[one.name for one in old],
         new=[one.name for one in new],
         retired=[one.name for one in warm],
+        dead=[one.name for one in dead],
     )
-    return make_order(site, role, plan, (*warm, *old, *new), inputs, roll_id=roll_id)
+    return make_order(site, role, plan, (*warm, *old, *dead, *new), inputs, roll_id=roll_id)
 
 
 def prepare_return(
@@ -164,11 +169,14 @@ def prepare_return(
     ]
     if len(warm) < site.environment.deployments[role].machines:
         return None
-    old = _members_alive(site, role)
+    old, dead = _members(site, role)
     plan = plan_return(
-        policy_of(site, role), old=[one.name for one in old], warm=[one.name for one in warm]
+        policy_of(site, role),
+        old=[one.name for one in old],
+        warm=[one.name for one in warm],
+        dead=[one.name for one in dead],
     )
-    return make_order(site, role, plan, (*old, *warm), inputs, roll_id=roll_id)
+    return make_order(site, role, plan, (*old, *dead, *warm), inputs, roll_id=roll_id)
 
 
 def make_order(
@@ -231,10 +239,19 @@ def previous_image(site: Site, role: str) -> str | None:
     return None
 
 
-def _members_alive(site: Site, role: str) -> list[MachineRecord]:
+def _members(site: Site, role: str) -> tuple[list[MachineRecord], list[MachineRecord]]:
+    """Return the members of a pool that run, and those that have ended."""
     running = _running(site)
     recorded = site.ledger.machines(site.environment.name, role)
-    return [one for one in recorded if one.is_member and one.name in running]
+    # One that is recorded as new was starting when its roll was given up: nothing serves there.
+    return (
+        [one for one in recorded if one.is_member and one.name in running],
+        [
+            one
+            for one in recorded
+            if one.standing == "new" or (one.is_member and one.name not in running)
+        ],
+    )
 
 
 def _running(site: Site) -> set[str]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import re
 from collections.abc import Iterator, Mapping
 from urllib.parse import quote, quote_plus
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 SHORTEST_BYTES = 8
 """Shorter values are found anywhere by chance: in 1 GB of random bytes, one of 4 bytes is."""
@@ -18,7 +21,12 @@ SHORTEST_WORD_BYTES = 12
 _WINDOW_BYTES = 28
 """Of a longer encoded form its two ends are searched: one line break hides only one of them."""
 
-_PEM_BODY = re.compile(rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----\s+([A-Za-z0-9+/=\s]+)-----END")
+_OVERLAP_BYTES = 12
+"""Private bytes in a line of PEM that make it one to search for."""
+
+_PEM_BLOCK = re.compile(
+    rb"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)-----\s+([A-Za-z0-9+/=\s]+)-----END \1-----"
+)
 
 
 def is_searchable(value: bytes) -> bool:
@@ -32,7 +40,7 @@ def needles(value: bytes) -> Mapping[bytes, str]:
     """Return what to search for: bytes to the name of the form; empty for an unsearchable value.
 
     Forms: raw, base64 (both alphabets, any alignment), hexadecimal, URL-quoted, as in JSON, and
-    the lines and bytes of a private key in PEM.
+    what is private of a key in PEM.
     """
     if not is_searchable(value):
         return {}
@@ -46,6 +54,11 @@ def needles(value: bytes) -> Mapping[bytes, str]:
 def _forms(value: bytes) -> Iterator[tuple[str, bytes]]:
     yield "raw", value
     stripped = value.strip()
+    keys = list(_PEM_BLOCK.finditer(value))
+    if keys:
+        for block in keys:
+            yield from _of_key(block)
+        return
     yield "raw", stripped
     yield "raw", stripped.replace(b"\n", b"\r\n")
     yield "url", quote(stripped, safe="").encode()
@@ -58,7 +71,6 @@ def _forms(value: bytes) -> Iterator[tuple[str, bytes]]:
     for encode in (base64.b64encode, base64.urlsafe_b64encode):
         for each in _base64(stripped, encode):
             yield "base64", each
-    yield from _of_key(value)
 
 
 def _as_json(value: bytes) -> Iterator[tuple[str, bytes]]:
@@ -91,16 +103,52 @@ def _ends(encoded: bytes) -> Iterator[bytes]:
         yield encoded[-_WINDOW_BYTES:]
 
 
-def _of_key(value: bytes) -> Iterator[tuple[str, bytes]]:
-    """Yield the lines of a key in PEM, which may be indented or joined, and its bytes."""
-    for block in _PEM_BODY.finditer(value):
-        lines = [line for line in block[1].split() if len(line) >= 48]
+def _of_key(block: re.Match[bytes]) -> Iterator[tuple[str, bytes]]:
+    """Yield what is private of a key in PEM: whole lines, and its numbers in other forms.
+
+    The rest of it is the public key, which every certificate has too, or the same in all keys.
+    """
+    lines = block[2].split()
+    try:
+        der = base64.b64decode(b"".join(lines))
+        numbers = _private_numbers(block[0])
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        # Under a passphrase, or of a kind that is not known: all but the first line is its own.
+        yield from (("key", line) for line in lines[1:4])
+        return
+    private_lines = []
+    for number in numbers:
+        yield "key", number[:_WINDOW_BYTES]
+        yield "hex", number.hex()[: 2 * _WINDOW_BYTES].encode()
+        yield "hex", number.hex()[: 2 * _WINDOW_BYTES].upper().encode()
+        start = der.find(number)
+        end = start + len(number)
+        position = 0
         for line in lines:
-            yield "key", line
-        try:
-            der = base64.b64decode(b"".join(block[1].split()))
-        except (binascii.Error, ValueError):
-            continue
-        # The first bytes say which kind of key it is, which all keys of a kind share.
-        yield "key", der[36:68]
-        yield "key", der[36:68].hex().encode()
+            after = position + len(line) // 4 * 3
+            if start >= 0 and min(end, after) - max(start, position) >= _OVERLAP_BYTES:
+                private_lines.append(line)
+            position = after
+    for line in private_lines[:2]:
+        yield "key", line
+    for line in private_lines[:1]:
+        yield from (("base64", each) for each in _base64(line, base64.b64encode))
+
+
+def _private_numbers(pem: bytes) -> list[bytes]:
+    """Return the private numbers of a key, as they are in its encoding.
+
+    Raises:
+        ValueError, TypeError, UnsupportedAlgorithm: It cannot be read.
+    """
+    key = load_pem_private_key(pem, password=None)
+    if isinstance(key, rsa.RSAPrivateKey):
+        values = key.private_numbers()
+        numbers = (values.d, values.p)
+        return [number.to_bytes((number.bit_length() + 7) // 8, "big") for number in numbers]
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        size = (key.curve.key_size + 7) // 8
+        return [key.private_numbers().private_value.to_bytes(size, "big")]
+    if isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey):
+        return [key.private_bytes_raw()]
+    raise UnsupportedAlgorithm("not a kind that servers use")
