@@ -7,7 +7,15 @@ import pytest
 
 from toolkit.errors import ConfigurationError, NotFound
 from toolkit.project.load import load_project
-from toolkit.project.model import Deployment, Environment, KeySetting, SecretSpec, Timeouts
+from toolkit.project.model import (
+    Canary,
+    Deployment,
+    Environment,
+    KeySetting,
+    SecretSpec,
+    Soak,
+    Timeouts,
+)
 from toolkit.secrets.declarations import load_matrix
 from toolkit.secrets.grants import Matrix, compute_matrix, credential_names
 
@@ -20,7 +28,18 @@ def environment(name: str, **public: str | None) -> Environment:
         network=ipaddress.IPv4Network("10.90.0.0/24"),
         keys=KeySetting(None, None),
         deployments={
-            role: Deployment(role, 1, listen, "rolling", 1, timeouts)
+            role: Deployment(
+                role,
+                1,
+                listen,
+                "rolling",
+                1,
+                Canary(1, 10, 0.0),
+                Soak(0.0, 1.0, 1, 0.0),
+                0.0,
+                False,
+                timeouts,
+            )
             for role, listen in public.items()
         },
     )
