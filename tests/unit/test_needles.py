@@ -27,7 +27,7 @@ def is_found(value: bytes, haystack: bytes) -> bool:
     return any(needle in haystack for needle in needles(value))
 
 
-@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("value", VALUES, ids=map(str, range(len(VALUES))))
 @pytest.mark.parametrize("shift", range(3))
 def test_every_form_is_found_wherever_it_stands(value, shift):
     around = secrets.token_bytes(shift + 30)
