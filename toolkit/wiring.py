@@ -38,9 +38,7 @@ def open_store(state: State) -> LocalStore:
     return LocalStore(state.store)
 
 
-def make_bake(
-    workplace: Workplace, *, ref: str | None, is_dirty_allowed: bool, is_refresh: bool = False
-) -> Bake:
+def make_bake(workplace: Workplace, *, ref: str | None, is_dirty_allowed: bool) -> Bake:
     """Put a bake together.
 
     Raises:
@@ -62,8 +60,6 @@ def make_bake(
             hint="commit them, or bake them with --allow-dirty, which is recorded",
         )
     store = open_store(state)
-    if is_refresh:
-        store.refresh()
     return Bake(
         project,
         checkout,

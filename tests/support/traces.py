@@ -22,7 +22,8 @@ def leftovers(state: Path, state_id: str, machines: Collection[str], environment
     found = []
     expected_groups = {f"{environment}/{name}" for name in machines}
     found += [f"control group {name}" for name in groups(state_id) - expected_groups]
-    expected = {f"tk{state_id}-{environment}"} if machines else set()
+    network = f"tk{state_id}-{environment}"
+    expected = {network, f"{network}@host"} if machines else set()
     expected |= {f"tk{state_id}-{environment}.{name}" for name in machines}
     found += [f"network namespace {name}" for name in namespaces(state_id) - expected]
     balancers, others = processes(state, state_id)

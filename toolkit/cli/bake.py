@@ -48,8 +48,10 @@ def bake(
         context.emit(_as_data(decisions), _as_text(decisions))
         return
     context.need_root()
+    job = wiring.make_bake(context, ref=ref, is_dirty_allowed=allow_dirty)
     with wiring.bake_lock(context.state):
-        job = wiring.make_bake(context, ref=ref, is_dirty_allowed=allow_dirty, is_refresh=refresh)
+        if refresh:
+            wiring.open_store(context.state).refresh()
         baked = job.run(chosen)
     context.record(
         "release.baked",

@@ -104,9 +104,9 @@ class HaproxyProcess:
         namespace = haproxy_config.namespace_of(config_text)
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._end_leftovers()
-        host.name_own_namespace(haproxy_config.host_namespace(namespace))
         # A worker that has just been killed may not have let go of its ports yet.
         host.check_ports_free(haproxy_config.public_addresses(config_text), patience_s=1.0)
+        host.name_own_namespace(haproxy_config.host_namespace(namespace))
         if not self._state_file.exists():
             host.write(self._state_file, _EMPTY_STATE)
         self._install(config_text)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from toolkit.errors import ConfigurationError
 from toolkit.model import Secret
+from toolkit.pools import host
 from toolkit.pools.haproxy import HaproxyProcess
 from toolkit.pools.haproxy_config import (
     BalancerConfig,
@@ -15,6 +16,7 @@ from toolkit.pools.haproxy_config import (
     Protocol,
     PublicListen,
     UpstreamTls,
+    host_namespace,
     render,
 )
 from toolkit.pools.haproxy_pool import HaproxyPool
@@ -68,6 +70,8 @@ class LocalBalancer:
     def stop(self) -> None:
         """End HAProxy and remove its files."""
         self._process.stop(deadline_s=STOP_DEADLINE_S)
+        # Also when its configuration is gone, from which the process would know the name.
+        host.forget_namespace(host_namespace(self._config.namespace))
         shutil.rmtree(self._config.runtime_directory, ignore_errors=True)
         shutil.rmtree(self._ram, ignore_errors=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from toolkit.errors import ToolkitError
 from toolkit.model import MachineState, TargetState
 from toolkit.progress import step
 from toolkit.roll import lease
@@ -36,12 +37,19 @@ def bring_up(site: Site, *, is_repair: bool = False) -> list[str]:
     name = site.environment.name
     with lease.held(site.ledger, name, doing="up") as held:
         journal = Journal(held.ledger, {"environment": name}, scope="up")
-        if not site.ledger.is_up(name):
+        was_up = site.ledger.is_up(name)
+        try:
+            with step(site.progress, f"network of {name}"), journal.effect("network", {}):
+                site.network.up()
+            with step(site.progress, f"balancer of {name}"), journal.effect("balancer", {}):
+                site.balancer.ensure()
+        except ToolkitError:
+            if not was_up:
+                site.balancer.stop()
+                site.network.down()
+            raise
+        if not was_up:
             held.ledger.set_up(name, is_up=True)
-        with step(site.progress, f"network of {name}"), journal.effect("network", {}):
-            site.network.up()
-        with step(site.progress, f"balancer of {name}"), journal.effect("balancer", {}):
-            site.balancer.ensure()
         remove_orphans(site)
         return [
             machine
