@@ -135,6 +135,14 @@ def make_private(path: Path) -> Path:
     return path
 
 
+def remove_if_empty(directory: Path) -> None:
+    """Remove a shared directory when nothing of anybody's is left in it."""
+    try:
+        directory.rmdir()
+    except OSError:
+        pass
+
+
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     """Write a file so that a reader, or a crash, finds the old content or the new.
 

@@ -14,7 +14,7 @@ from toolkit.errors import ConfigurationError
 from toolkit.progress import step
 from toolkit.project import source
 from toolkit.project.load import select_roles
-from toolkit.state import RUNTIME_ROOT, State, exclusive
+from toolkit.state import RUNTIME_ROOT, State, exclusive, remove_if_empty
 from toolkit.store.local import LocalStore
 from toolkit.workplace import Workplace
 
@@ -83,6 +83,7 @@ def bake_lock(state: State) -> Iterator[None]:
             yield
         finally:
             sweep(state)
+            remove_empty_runtime(state)
 
 
 @contextmanager
@@ -267,8 +268,10 @@ def remove_runtime(state: State, environment: str) -> None:
     """Remove the runtime directories of an environment that is down, and empty parents."""
     for path in (state.runtime / environment, state.ram / environment):
         shutil.rmtree(path, ignore_errors=True)
-    for path in (state.runtime / "mnt", state.runtime, RUNTIME_ROOT, state.ram):
-        try:
-            path.rmdir()
-        except OSError:
-            continue
+    remove_empty_runtime(state)
+
+
+def remove_empty_runtime(state: State) -> None:
+    """Remove the runtime directories that a bake and all environments share, if none uses them."""
+    for path in (state.runtime, RUNTIME_ROOT, state.ram):
+        remove_if_empty(path)

@@ -1,8 +1,10 @@
 """Bad input: exit code 2, a message that names file and field, and nothing changed."""
 
+import contextlib
 import os
 import shutil
 import socket
+import sqlite3
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -40,17 +42,18 @@ def project(site: Site, tmp_path: Path) -> Path:
 
 def listing(site: Site) -> dict[str, tuple[int, int]]:
     """Return what is in the state directory; the ledger counts by its entries."""
-    entries = site.toolkit.result("history", "--limit", "1")
+    with contextlib.closing(sqlite3.connect(site.state / "ledger.db")) as ledger:
+        (entries,) = ledger.execute("SELECT count(*) FROM entries").fetchone()
     found = {
         str(path): (path.stat().st_size, path.stat().st_mtime_ns)
         for path in site.state.rglob("*")
-        if path.is_file() and not path.name.startswith("ledger.db")
+        if path.is_file() and not path.name.startswith(("ledger.db", "bake.lock"))
     }
-    return found | {"ledger": (entries[0]["sequence"] if entries else 0, 0)}
+    return found | {"ledger": (entries, 0)}
 
 
 def refused(site: Site, *words: str | Path, project: Path | None = None) -> str:
-    """Run a command that must be refused, in both forms; return the message."""
+    """Run a command that must be refused; return the message."""
     before = listing(site)
     toolkit = Toolkit(project or site.project.root, site.state)
     answer = toolkit.run(*words)
@@ -58,12 +61,7 @@ def refused(site: Site, *words: str | Path, project: Path | None = None) -> str:
     assert answer.stdout == ""
     assert list(answer.error) == ["error", "hint", "exit_code"]
     assert answer.error["exit_code"] == 2
-    plain = toolkit.run(*words, is_json=False)
-    assert plain.exit_code == 2
-    assert plain.stdout == ""
-    assert plain.stderr.startswith("error: ")
-    for one in (answer, plain):
-        assert "Traceback" not in one.stderr
+    assert "Traceback" not in answer.stderr
     assert listing(site) == before
     assert leftovers(site.state, site.state_id, [], ENVIRONMENT) == []
     message: str = answer.error["error"]
@@ -97,6 +95,14 @@ def test_a_spoiled_service_file(case, site, project):
         assert f"{file}:" in message
     for part in named:
         assert part in message, message
+
+
+def test_an_error_for_people(site, project):
+    (project / "service.yml").write_text("name: [\n")
+    answer = Toolkit(project, site.state).run("bake", is_json=False)
+    assert (answer.exit_code, answer.stdout) == (2, "")
+    assert answer.stderr.startswith(f"error: {project / 'service.yml'}:")
+    assert "Traceback" not in answer.stderr
 
 
 def test_everything_wrong_with_a_file_is_said_at_once(site, project):
@@ -198,13 +204,13 @@ def test_a_dirty_tree_is_refused_or_recorded(site):
     assert shown["manifest"]["source"]["dirty"] is True
     (entry,) = site.toolkit.result("history", "--limit", "1")
     assert (entry["kind"], entry["data"]["dirty"]) == ("release.baked", True)
-    clean = site.toolkit.result("bake", "--explain", "app")
-    assert not clean["app"][-1]["reused"], "what is committed is something else"
+    assert baked["images"]["app"] != site.image("v2", "app"), "what is committed is something else"
 
 
 def test_a_dirty_role_is_refused(site, project):
     defaults = project / "roles" / "app" / "defaults" / "main.yml"
     defaults.write_text(f"{defaults.read_text()}# changed\n")
+    (project.parent / "guestbook").symlink_to(site.project.source)
     message = refused(site, "bake", "app", project=project)
     assert str(project) in message
     assert "not committed" in message

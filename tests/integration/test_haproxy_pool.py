@@ -641,6 +641,20 @@ class TestProcess:
         assert not second.is_running()
         assert haproxy_pids(tmp_path / "b") == set()
 
+    def test_a_refused_start_leaves_no_name_behind(self, tmp_path: Path) -> None:
+        network = EnvironmentNetwork(namespace=f"tkt{secrets.token_hex(4)}", network=NETWORK)
+        config = BalancerConfig(network.namespace, tmp_path / "b", pools=())
+        network.up()
+        try:
+            with pytest.raises(OutsideError, match="unknown keyword 'nonsense'"):
+                HaproxyProcess(directory=tmp_path / "b").ensure(
+                    haproxy_config.render(config) + "\nnonsense\n"
+                )
+            name = haproxy_config.host_namespace(network.namespace)
+            assert not Path(f"/run/netns/{name}").exists()
+        finally:
+            network.down()
+
     @pytest.mark.parametrize("victim", ["master", "all"])
     def test_killed_it_comes_back_with_every_slot_as_it_was(
         self, ground: Ground, app: HaproxyPool, victim: str

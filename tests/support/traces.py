@@ -105,7 +105,7 @@ def files(state: Path, state_id: str, machines: Collection[str], environment: st
         if path.parent == runtime / environment / "machines":
             is_expected = path.name.partition(".")[0] in machines
         else:
-            is_expected = top == environment or path == runtime / "mnt"
+            is_expected = top == environment
         if not is_expected:
             found.append(path)
     found += [path for path in ram.rglob("*") if path.relative_to(ram).parts[0] != environment]

@@ -15,7 +15,7 @@ from typing import Any
 from toolkit import shell
 from toolkit.machines import cgroups
 from toolkit.progress import Progress, printable
-from toolkit.state import State, make_private
+from toolkit.state import State, make_private, remove_if_empty
 
 PLUGINS = Path(__file__).parent / "plugins"
 
@@ -90,14 +90,6 @@ def run_playbook(
         remove_if_empty(state.ram)
     message = reader.message or done.error_text or reader.output or "Ansible said nothing"
     return PlaybookResult(done.exit_code, reader.failed_task, message.strip())
-
-
-def remove_if_empty(directory: Path) -> None:
-    """Remove a shared directory when nothing of anybody's is left in it."""
-    try:
-        directory.rmdir()
-    except OSError:
-        pass
 
 
 def _environment(private: Path, roles_path: Path) -> dict[str, str]:

@@ -126,7 +126,7 @@ def _build_machine(
             ContainerOrder(
                 name=BUILD_HOST,
                 layers=below,
-                mountpoint=state.runtime / "mnt",
+                mountpoint=state.runtime / "build" / "mnt",
                 cgroup=cgroup,
                 arguments=[*arguments, "--", "systemd.unit=basic.target"],
                 upper=scratch / "upper",

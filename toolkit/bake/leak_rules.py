@@ -138,8 +138,11 @@ _MARK = re.compile(rb"-----BEGIN ((?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?)----
 _ENCODED_MARK = b"LS0tLS1CRUdJTi"
 """`-----BEGIN` in base64."""
 
-_HEADER = re.compile(rb"(?:[A-Za-z-]{2,20}: [^\r\n\\\"]*(?:\r?\n|(?:\\r)?\\n)[\s\"']*)+")
-_BETWEEN = re.compile(rb"(?:\\[nrt]|[\s\"'+,])+")
+_LINE_ENDS = re.compile(rb"(?:\\[nrt]|[\r\n\"',()])+")
+"""Keys are found inside of JSON, Python and shell too, where lines end in other ways."""
+
+_HEADER = re.compile(rb"[A-Za-z][A-Za-z0-9-]*:.*")
+_CONTINUED_HEADER = re.compile(rb"ENCRYPTED|[0-9A-F]{16,64}")
 _MATERIAL = re.compile(rb"[A-Za-z0-9+/=]+")
 MATERIAL_BYTES = 64
 """Base64 characters that make a marker a key; the bare markers of a library have none."""
@@ -230,29 +233,19 @@ def check_host_configuration(
 
 
 def _material(following: bytes) -> bytes:
-    """Return the beginning of the key material that follows a marker; empty for none.
-
-    Keys are found inside of JSON, Python and shell too, so lines may end with an escaped
-    newline or the quotes of a continued string.
-    """
-    lead = _BETWEEN.match(following)
-    if lead is None:
+    """Return the beginning of the key material that follows a marker; empty for none."""
+    if _LINE_ENDS.match(following) is None:
         return b""
-    rest = following[lead.end() :]
-    header = _HEADER.match(rest)
-    if header is not None:
-        rest = rest[header.end() :].lstrip()
     joined = b""
-    while len(joined) < MATERIAL_BYTES:
-        piece = _MATERIAL.match(rest)
-        if piece is None:
-            return b""
-        joined += piece[0]
-        rest = rest[piece.end() :]
-        gap = _BETWEEN.match(rest)
-        if gap is None:
+    for line in _LINE_ENDS.split(following):
+        text = line.strip()
+        if not text or (
+            not joined and (_HEADER.fullmatch(text) or _CONTINUED_HEADER.fullmatch(text))
+        ):
+            continue
+        if not _MATERIAL.fullmatch(text):
             break
-        rest = rest[gap.end() :]
+        joined += text
     return joined[:MATERIAL_BYTES] if len(joined) >= MATERIAL_BYTES else b""
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from toolkit import shell
 from toolkit.errors import DeadlineExceeded, OutsideError
 from toolkit.machines import cgroups, enter
-from toolkit.machines.processes import ProcessId, children, identify, read_pid_file
+from toolkit.machines.processes import ProcessId, children, identify, read_pid_file, write_pid_file
 from toolkit.model import Secret
 from toolkit.state import make_private
 
@@ -149,7 +149,7 @@ class Container:
             )  # fmt: skip
             process = identify(pid)
             if process:
-                self.pid_file.write_text(str(process))
+                write_pid_file(self.pid_file, process)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)

@@ -20,7 +20,7 @@ from typing import Any
 
 from toolkit import shell
 from toolkit.machines import cgroups
-from toolkit.machines.processes import identify
+from toolkit.machines.processes import identify, write_pid_file
 
 MOUNT_TIMEOUT_S = 30.0
 
@@ -36,7 +36,9 @@ def main() -> None:
     descriptor = int(sys.argv[1])
     with os.fdopen(descriptor, "rb") as stream:
         order: dict[str, Any] = json.load(stream)
-    Path(order["pid_file"]).write_text(str(identify(os.getpid())))
+    process = identify(os.getpid())
+    if process:
+        write_pid_file(Path(order["pid_file"]), process)
     cgroups.join(order["cgroup"])
     _mount_root(order)
     argv: list[str] = order["argv"]

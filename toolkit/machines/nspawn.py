@@ -165,7 +165,9 @@ class NspawnProvider:
 
     def _names(self) -> list[str]:
         described = {path.stem for path in self._directory.glob("*.json")}
-        return sorted(described.union(cgroups.groups_below(self._group)))
+        prefix = self.namespace("")
+        connected = {one.removeprefix(prefix) for one in self._network.machine_namespaces()}
+        return sorted(described.union(connected, cgroups.groups_below(self._group)))
 
     def _exists(self, name: str) -> bool:
         return (
@@ -213,7 +215,7 @@ class NspawnProvider:
         return ContainerOrder(
             name=order.name.replace("_", "-"),  # a host name has no underscore
             layers=[self._layer_path(one.digest) for one in self._find_image(order.image).layers],
-            mountpoint=self._state.runtime / "mnt",
+            mountpoint=self._state.runtime / self._environment / "mnt",
             cgroup=f"{self._group}/{order.name}",
             arguments=arguments,
             credentials=order.credentials,

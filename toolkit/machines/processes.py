@@ -54,6 +54,16 @@ def identify(pid: int) -> ProcessId | None:
     return ProcessId(pid, int(fields[START_TIME_FIELD]), boot)
 
 
+def write_pid_file(path: Path, process: ProcessId) -> None:
+    """Name a process in a file, so that a reader never finds half of it.
+
+    The one who starts a process and the process itself may both write; they write the same.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(str(process))
+    temporary.replace(path)
+
+
 def read_pid_file(path: Path) -> ProcessId | None:
     """Return the process that a pid file names, or None without a usable file."""
     try:

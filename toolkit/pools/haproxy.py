@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from toolkit import shell
-from toolkit.errors import ConfigurationError, DeadlineExceeded, OutsideError
+from toolkit.errors import ConfigurationError, DeadlineExceeded, OutsideError, ToolkitError
 from toolkit.pools import haproxy_config, haproxy_socket, host
 from toolkit.pools.haproxy_socket import HaproxySocket, Processes
 
@@ -106,22 +106,14 @@ class HaproxyProcess:
         self._end_leftovers()
         # A worker that has just been killed may not have let go of its ports yet.
         host.check_ports_free(haproxy_config.public_addresses(config_text), patience_s=1.0)
-        host.name_own_namespace(haproxy_config.host_namespace(namespace))
-        if not self._state_file.exists():
-            host.write(self._state_file, _EMPTY_STATE)
-        self._install(config_text)
-        pid = shell.spawn(
-            [
-                *("nsenter", f"--net={host.namespace_path(namespace)}"),
-                *("haproxy", "-W", "-S", f"{self._master.path},mode,600", "-f", self._config),
-            ],
-            env=shell.environment(),
-            log=self._log,
-            cwd=self.directory,
-        )
-        host.write(self._pid_file, host.identity(pid) or "")
-        self._await(lambda: self._is_loaded(config_text), since=0)
-        self._restore_health(self._state_file.read_text())
+        host_namespace = haproxy_config.host_namespace(namespace)
+        host.name_own_namespace(host_namespace)
+        try:
+            self._launch(config_text, namespace)
+        except ToolkitError:
+            if not self.is_running():
+                host.forget_namespace(host_namespace)
+            raise
 
     def stop(self, *, deadline_s: float) -> None:
         """Let running requests end, then end the process and forget what the slots held.
@@ -155,6 +147,23 @@ class HaproxyProcess:
     def leaving_workers(self) -> Sequence[HaproxySocket]:
         """Return where the workers take commands that a reload has replaced but not yet ended."""
         return [self._worker(pid) for pid in self._patiently(self._processes).leaving]
+
+    def _launch(self, config_text: str, namespace: str) -> None:
+        if not self._state_file.exists():
+            host.write(self._state_file, _EMPTY_STATE)
+        self._install(config_text)
+        pid = shell.spawn(
+            [
+                *("nsenter", f"--net={host.namespace_path(namespace)}"),
+                *("haproxy", "-W", "-S", f"{self._master.path},mode,600", "-f", self._config),
+            ],
+            env=shell.environment(),
+            log=self._log,
+            cwd=self.directory,
+        )
+        host.write(self._pid_file, host.identity(pid) or "")
+        self._await(lambda: self._is_loaded(config_text), since=0)
+        self._restore_health(self._state_file.read_text())
 
     def _reload(self, config_text: str) -> None:
         """Replace the worker by one with this configuration.

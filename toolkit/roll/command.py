@@ -5,11 +5,19 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 from toolkit import interrupt
-from toolkit.errors import ConfigurationError, NotFound, ToolkitError, UnfinishedRoll
+from toolkit.errors import (
+    ConfigurationError,
+    Interrupted,
+    LeaseHeld,
+    NotFound,
+    ToolkitError,
+    UnfinishedRoll,
+)
 from toolkit.ledger.ledger import MachineRecord, RollRecord, operator
 from toolkit.model import SmokeCheck
 from toolkit.roll import lease
@@ -76,6 +84,7 @@ class RollResult:
             },
             "seconds": {**steps, "total": round(self.seconds, 3)},
             "downtime_s": self.report.downtime_s,
+            "watched": {"requests": self.report.requests, "errors": self.report.errors},
             "error": self.error.message if self.error else None,
         }
 
@@ -146,8 +155,7 @@ def roll_role(site: Site, role: str, wanted: Wanted, *, wait_s: float = 0.0) -> 
         Interrupted: The operator asked to stop.
     """
     began = time.monotonic()
-    name = site.environment.name
-    with lease.held(site.ledger, name, doing=f"a roll of {role}", wait_s=wait_s) as held:
+    with _hold(site, f"a roll of {role}", wait_s=wait_s) as held:
         need_settled(site)
         remove_orphans(site)
         inputs = gather_inputs(site, role)
@@ -170,8 +178,7 @@ def roll_back(site: Site, role: str, to: str | None, *, wait_s: float = 0.0) -> 
         NotFound: There is no earlier image.
     """
     began = time.monotonic()
-    name = site.environment.name
-    with lease.held(site.ledger, name, doing=f"a rollback of {role}", wait_s=wait_s) as held:
+    with _hold(site, f"a rollback of {role}", wait_s=wait_s) as held:
         need_settled(site)
         wanted, order = plan_back(site, role, to, roll_id=_new_id())
         if order is None:
@@ -219,7 +226,7 @@ def _take_up(
 ) -> list[RollResult]:
     name = site.environment.name
     results = []
-    with lease.held(site.ledger, name, doing=doing, wait_s=wait_s) as held:
+    with _hold(site, doing, wait_s=wait_s) as held:
         for record in site.ledger.unfinished_rolls(name):
             began = time.monotonic()
             order = _restore_order(site, record)
@@ -227,6 +234,16 @@ def _take_up(
             results.append(_conclude(site, held, order, record, proceed, began))
         remove_orphans(site)
     return results
+
+
+def _hold(site: Site, doing: str, *, wait_s: float) -> AbstractContextManager[Lease]:
+    """Hold the lease for longer than any step of a roll may take."""
+    longest = max(
+        (max(astuple(one.timeouts)) for one in site.environment.deployments.values()), default=0.0
+    )
+    return lease.held(
+        site.ledger, site.environment.name, doing=doing, wait_s=wait_s, longest_effect_s=longest
+    )
 
 
 def _begin(site: Site, held: Lease, order: RollOrder, wanted: Wanted, began: float) -> RollResult:
@@ -264,12 +281,14 @@ def _conclude(
     )
     roll = Roll(order, crew)
     error: ToolkitError | None = None
-    hint = f"'toolkit resume {order.environment}' or 'toolkit abort {order.environment}' go on"
+    hint = f"'toolkit resume {order.environment}' or 'toolkit abort {order.environment}' goes on"
     try:
         with interrupt.at_safe_points(hint):
             proceed(roll)
     except ToolkitError as caught:
         if roll.report.outcome == "running":
+            if not isinstance(caught, (Interrupted, LeaseHeld)):
+                caught.hint = f"{caught.hint}; {hint}" if caught.hint else hint
             raise
         error = caught
     result = RollResult(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from toolkit.errors import ToolkitError
+from toolkit.errors import ConfigurationError
 from toolkit.model import MachineState, TargetState
 from toolkit.progress import step
 from toolkit.roll import lease
@@ -32,6 +33,8 @@ def bring_up(site: Site, *, is_repair: bool = False) -> list[str]:
         Names of the machines that were started or admitted.
 
     Raises:
+        ConfigurationError: The balancer cannot run as configured, since a public port is taken
+            for instance; an environment that was not up is left as it was.
         ToolkitError: A machine that came back failed; it stays out of its pool.
     """
     name = site.environment.name
@@ -51,9 +54,12 @@ def bring_up(site: Site, *, is_repair: bool = False) -> list[str]:
         if not was_up:
             held.ledger.set_up(name, is_up=True)
         remove_orphans(site)
+        # What a roll that was cut short has left half-way is for resume or abort to decide.
+        unfinished = {roll.role for roll in site.ledger.unfinished_rolls(name)}
         return [
             machine
             for role in site.environment.deployments
+            if role not in unfinished
             for machine in _restore(site, role, held, is_repair=is_repair)
         ]
 

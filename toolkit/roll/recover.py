@@ -20,8 +20,10 @@ def remove_orphans(site: Site) -> list[str]:
 
 def find_orphans(site: Site) -> list[str]:
     """Return machines that run but that the ledger does not know."""
+    # In this order: a machine is recorded before it is launched.
+    machines = site.provider.machines()
     known = {one.name for one in site.ledger.machines(site.environment.name)}
-    return [one.name for one in site.provider.machines() if one.name not in known]
+    return [one.name for one in machines if one.name not in known]
 
 
 def find_drift(

@@ -116,23 +116,23 @@ def _of_key(block: re.Match[bytes]) -> Iterator[tuple[str, bytes]]:
         # Under a passphrase, or of a kind that is not known: all but the first line is its own.
         yield from (("key", line) for line in lines[1:4])
         return
-    private_lines = []
+    pieces: list[bytes] = []
     for number in numbers:
         yield "key", number[:_WINDOW_BYTES]
         yield "hex", number.hex()[: 2 * _WINDOW_BYTES].encode()
         yield "hex", number.hex()[: 2 * _WINDOW_BYTES].upper().encode()
         start = der.find(number)
-        end = start + len(number)
         position = 0
         for line in lines:
             after = position + len(line) // 4 * 3
-            if start >= 0 and min(end, after) - max(start, position) >= _OVERLAP_BYTES:
-                private_lines.append(line)
+            low, high = max(start, position), min(start + len(number), after)
+            if start >= 0 and high - low >= _OVERLAP_BYTES:
+                # Digits that are the number's alone, in a line that begins at `position`.
+                pieces.append(line[-(-(low - position) * 4 // 3) : (high - position) * 4 // 3])
             position = after
-    for line in private_lines[:2]:
-        yield "key", line
-    for line in private_lines[:1]:
-        yield from (("base64", each) for each in _base64(line, base64.b64encode))
+    for piece in pieces[:2]:
+        yield "key", piece
+        yield from (("base64", each) for each in _base64(piece, base64.b64encode))
 
 
 def _private_numbers(pem: bytes) -> list[bytes]:

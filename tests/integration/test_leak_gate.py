@@ -1,0 +1,194 @@
+"""The leak gate on real bakes: each role here does one thing that no image may hold."""
+
+import base64
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bench.lab import copy_layers
+from examples.command import Answer, Toolkit
+
+pytestmark = pytest.mark.host
+
+ENVIRONMENT = "test"
+KEY_TASK = """
+- name: Make a key
+  ansible.builtin.command: openssl genpkey -algorithm ed25519 -out {path}
+"""
+CANARY = "canary-in-the-operators-environment"
+
+
+class Leaky:
+    """A project of one role above the operating system, which this test writes."""
+
+    def __init__(self, directory: Path, store: Path) -> None:
+        self.root = directory / "project"
+        role = self.root / "roles" / "leaky"
+        for path in ("tasks", "meta", "files", "smoke"):
+            (role / path).mkdir(parents=True)
+        (self.root / "playbooks").mkdir()
+        (self.root / "source").mkdir()
+        (self.root / "playbooks" / "bake.yml").write_text(
+            "- hosts: all\n  gather_facts: false\n  roles: [{role: '{{ toolkit_role }}'}]\n"
+        )
+        (self.root / "service.yml").write_text(
+            "name: leaky\nsource: source\nroles: {leaky: {layers: [leaky], port: 1, "
+            "protocol: tcp}}\n"
+        )
+        (role / "meta" / "secrets.yml").write_text(
+            "secrets:\n"
+            "  - {name: token_one, kind: token, description: a}\n"
+            "  - {name: tls_one, kind: tls, description: b, dns_names: [a.internal]}\n"
+        )
+        inventory = self.root / "inventories" / ENVIRONMENT
+        inventory.mkdir(parents=True)
+        (inventory / "toolkit.yml").write_text("plugin: toolkit\nroles: {leaky: {machines: 1}}\n")
+        self.role = role
+        self.toolkit = Toolkit(self.root, directory / "state")
+        self.store = directory / "state" / "store"
+        copy_layers(store, self.store)
+        self.toolkit.result("secrets", "init", ENVIRONMENT)
+        self._git("init", "-q")
+
+    def secret(self, name: str) -> dict:
+        return self.toolkit.result("secrets", "show", ENVIRONMENT, "leaky", name, "--yes")
+
+    def bake(self, tasks: str, *, exceptions: str = "") -> Answer:
+        (self.role / "tasks" / "main.yml").write_text(tasks)
+        (self.root / "leak-exceptions.yml").write_text(exceptions or "exceptions: []\n")
+        self._git("add", "-A", ".")
+        self._git("commit", "-qm", "x", "--allow-empty")
+        return self.toolkit.run("bake")
+
+    def layers(self) -> list[Path]:
+        found = []
+        for key in self.store.glob("keys/*.json"):
+            document = json.loads(key.read_bytes())
+            if document["name"] == "leaky":
+                name = document["digest"].removeprefix("sha256:")
+                found.append(self.store / "layers" / f"{name}.erofs")
+        return found
+
+    def _git(self, *words: str) -> None:
+        who = ("-c", "user.name=t", "-c", "user.email=t@localhost")
+        subprocess.run(["git", "-C", self.root, *who, *words], check=True)
+
+
+@pytest.fixture(scope="module")
+def leaky(baked, tmp_path_factory):
+    baked.bake("v1")
+    return Leaky(tmp_path_factory.mktemp("leaky"), baked.store)
+
+
+def refused(answer: Answer, *places: str) -> None:
+    """Check that the bake failed and named every path with its rule."""
+    assert answer.exit_code == 1, answer.stderr
+    message = answer.error["error"]
+    missing = [place for place in places if place not in message]
+    assert not missing, message
+
+
+def test_what_is_in_the_tree_is_found(leaky):
+    """One bake, a file for each rule; nothing is stored."""
+    token = leaky.secret("token_one")["value"]
+    key = leaky.secret("tls_one")["key"]
+    (leaky.role / "files" / "encoded").write_bytes(base64.b64encode(f"x:{token}".encode()))
+    (leaky.role / "files" / "der").write_bytes(base64.b64decode("".join(key.split("\n")[1:-2])))
+    # Beyond the part of a large file that is copied for the search.
+    (leaky.role / "files" / "large").write_bytes(b"." * 300_000 + token.encode() + b"." * 300_000)
+    pip = Path("/etc/pip.conf")
+    wrote_pip = not pip.exists()
+    if wrote_pip:
+        pip.write_text("[global]\nindex-url = https://pkgs.invalid/simple\n")
+    try:
+        answer = leaky.bake(
+            KEY_TASK.format(path="/opt/server.pem")
+            + """
+- name: Write what no image may hold
+  ansible.builtin.shell: |
+    mkdir -p /root/.ssh /etc/credstore /root/.aws
+    echo 'ssh-ed25519 AAAA me' > /root/.ssh/authorized_keys
+    echo 'ls' > /root/.python_history
+    echo 'key' > /etc/ssh_host; mkdir -p /etc/ssh; echo k > /etc/ssh/ssh_host_rsa_key
+    echo 'value' > /etc/credstore/database_password
+    echo '[default]' > /root/.aws/credentials
+    echo 0123456789abcdef0123456789abcdef > /var/lib/dbus/machine-id || true
+- name: Copy what no image may hold
+  ansible.builtin.copy: {src: '{{ item }}', dest: '/opt/{{ item }}', mode: '0644'}
+  loop: [encoded, der, large]
+- name: Copy the build host's settings
+  ansible.builtin.copy: {src: /etc/pip.conf, dest: /etc/pip.conf, mode: '0644'}
+"""
+        )
+    finally:
+        if wrote_pip:
+            pip.unlink()
+    refused(
+        answer,
+        "opt/server.pem: private-key",
+        "root/.ssh/authorized_keys: authorized-keys",
+        "root/.python_history: shell-history",
+        "etc/ssh/ssh_host_rsa_key: ssh-host-key",
+        "etc/credstore/database_password: credential-store",
+        "root/.aws/credentials: package-credentials",
+        f"opt/encoded: known-secret (token_one of {ENVIRONMENT}.leaky, base64)",
+        f"opt/der: known-secret (tls_one of {ENVIRONMENT}.leaky, key)",
+        f"opt/large: known-secret (token_one of {ENVIRONMENT}.leaky, raw)",
+        "etc/pip.conf: build-host",
+    )
+    assert token not in answer.stderr
+    assert leaky.layers() == []
+    for name in ("encoded", "der", "large"):
+        (leaky.role / "files" / name).unlink()
+
+
+@pytest.mark.parametrize("path", ["/root/key.pem", "/tmp/key.pem", "/dev/shm/key.pem"])
+def test_a_key_that_a_later_task_removes_is_found(leaky, path):
+    """Also with errors ignored, on a disk or in memory."""
+    answer = leaky.bake(
+        KEY_TASK.format(path=path)
+        + f"""
+- name: Remove the key
+  ansible.builtin.file: {{path: {path}, state: absent}}
+  ignore_errors: true
+"""
+    )
+    refused(answer, f"{path[1:]}: private-key (PRIVATE KEY, while the role was applied)")
+    assert leaky.layers() == []
+
+
+def test_an_exception_counts_for_what_it_names(leaky):
+    removed = (
+        KEY_TASK.format(path="/opt/test.pem")
+        + "\n- name: Remove the key\n  ansible.builtin.file: {path: /opt/test.pem, state: absent}\n"
+    )
+    entry = "exceptions:\n- {path: opt/*.pem, rule: private-key, reason: a key of the tests%s}\n"
+    during = entry % ", allowed: during-bake"
+    refused(leaky.bake(KEY_TASK.format(path="/opt/test.pem"), exceptions=during), "opt/test.pem")
+    assert leaky.layers() == []
+    assert leaky.bake(removed, exceptions=during).exit_code == 0
+    assert leaky.bake(KEY_TASK.format(path="/opt/test.pem"), exceptions=entry % "").exit_code == 0
+    assert len(leaky.layers()) == 2
+
+
+def test_nothing_of_the_operators_environment_is_sealed(leaky, monkeypatch):
+    """A canary in the environment of the bake, and the environment as the role sees it."""
+    running = [
+        "env", f"CANARY={CANARY}", f"PIP_INDEX_URL=https://{CANARY}.invalid/", f"HTTP_X={CANARY}",
+    ]  # fmt: skip
+    toolkit = Toolkit(leaky.root, leaky.toolkit.state, prefix=running)
+    leaky.bake("- name: Nothing\n  ansible.builtin.command: 'true'\n")
+    (leaky.role / "tasks" / "main.yml").write_text(
+        "- name: Keep the environment\n"
+        "  ansible.builtin.shell: env > /opt/environment; "
+        "cat /proc/1/environ /proc/self/environ >> /opt/environment\n"
+    )
+    answer = toolkit.run("bake", "--allow-dirty")
+    assert answer.exit_code == 0, answer.stderr
+    layers = leaky.layers()
+    assert any(b"PATH=" in path.read_bytes() for path in layers)
+    assert not any(CANARY.encode() in path.read_bytes() for path in layers)
+    assert os.environ.get("CANARY") is None
