@@ -22,7 +22,7 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
-from sqlalchemy import insert, select, update
+from sqlalchemy import select, update
 
 from tests.support.fakes import FakeSite, make_deployment, make_site, nothing
 from toolkit import faults

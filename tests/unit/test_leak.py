@@ -38,7 +38,9 @@ def keys() -> dict[str, bytes]:
         "with headers": curve.private_bytes(
             Encoding.PEM, PrivateFormat.TraditionalOpenSSL, BestAvailableEncryption(b"pass")
         ),
-        "pgp": b"-----BEGIN PGP PRIVATE KEY BLOCK-----\nVersion: X 1\n\n" + b"lQOYBF" * 20 + b"\n-----END",
+        "pgp": b"-----BEGIN PGP PRIVATE KEY BLOCK-----\nVersion: X 1\n\n"
+        + b"lQOYBF" * 20
+        + b"\n-----END",
     }
 
 

@@ -31,11 +31,7 @@ def up(context: Context, environment: str, repair: bool) -> None:
     context.need_root()
     with wiring.open_site(context, environment) as site:
         try:
-            try:
             machines = bring_up(site, is_repair=repair)
-        finally:
-            if not site.ledger.is_up(environment):
-                wiring.remove_runtime(context.state, environment)
         finally:
             if not site.ledger.is_up(environment):
                 wiring.remove_runtime(context.state, environment)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from toolkit.errors import ToolkitError
-from toolkit.errors import ConfigurationError
 from toolkit.model import MachineState, TargetState
 from toolkit.progress import step
 from toolkit.roll import lease
