@@ -144,8 +144,8 @@ def main() -> None:
     for pieces in _pieces(order["files"]):
         found = _search_all(order["vaults"], pieces, key)
         for result, more in zip(results, found, strict=False):
-            known = {(hit["secret"], hit["file"]) for hit in result["hits"]}
-            result["hits"] += [h for h in more["hits"] if (h["secret"], h["file"]) not in known]
+            known = {_kind(hit) for hit in result["hits"]}
+            result["hits"] += [hit for hit in more["hits"] if _kind(hit) not in known]
         results = results or found
     print(json.dumps(results))
 
@@ -255,18 +255,22 @@ def _search_one(
 
 
 def _hits(piece: Piece, wanted: Iterable[tuple[bytes, str, str]]) -> list[dict[str, Any]]:
-    """Return the first place of every value in a piece."""
-    found: dict[str, dict[str, Any]] = {}
+    """Return the first place of every value in each of its forms."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for needle, secret, form in wanted:
-        at = piece.content.find(needle) if secret not in found else -1
+        at = piece.content.find(needle) if (secret, form) not in found else -1
         if at >= 0:
-            found[secret] = {
+            found[secret, form] = {
                 "secret": secret,
                 "form": form,
                 "file": piece.file,
                 "offset": piece.offset + at,
             }
     return list(found.values())
+
+
+def _kind(hit: Mapping[str, Any]) -> tuple[str, str, int]:
+    return hit["secret"], hit["form"], hit["file"]
 
 
 def _environment(vault: Mapping[str, Any]) -> Environment:
