@@ -36,6 +36,7 @@ EFFECTS: Mapping[str, tuple[str, ...]] = {
         "deregister",
         "destroy",
     ),
+    "rotate": ("renew", "revoke"),
 }
 """Every effect by name. An effect that is not listed here is a bug, and raises at once."""
 

@@ -70,6 +70,9 @@ class Balancer(Protocol):
     def is_running(self) -> bool:
         """Whether it runs."""
 
+    def renew(self) -> None:
+        """Take up credentials of its own that have changed; no connection notices."""
+
 
 class MachineProvider(Protocol):
     """Starts and ends machines in one environment."""
@@ -99,6 +102,13 @@ class MachineProvider(Protocol):
 
     def destroy(self, names: Collection[str], *, deadline_s: float) -> None:
         """Stop machines and remove everything of theirs except volumes; unknown names are fine."""
+
+    def renew(self, order: LaunchOrder, program: Sequence[str]) -> None:
+        """Give a running machine the credentials of `order`, then run a program of its image.
+
+        Raises:
+            OutsideError: It does not run, or the program failed.
+        """
 
 
 class Pool(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from toolkit.machines.nspawn import NspawnProvider
     from toolkit.model import Image, Machine
     from toolkit.network.namespaces import EnvironmentNetwork
+    from toolkit.pools.local import LocalBalancer
     from toolkit.project.model import Environment
     from toolkit.roll.site import Site
+    from toolkit.secrets.audit import AuditReport
     from toolkit.store.collect import Garbage
 
 __all__ = ["bake_lock", "make_bake", "open_ledger", "open_site", "open_store", "select_roles"]
@@ -105,9 +107,8 @@ def open_site(workplace: Workplace, environment_name: str) -> Iterator[Site]:
         ConfigurationError: Its definition is wrong.
     """
     from toolkit.ansible.hooks import PlaybookHooks
-    from toolkit.pools.local import LocalBalancer, machine_tls_name
+    from toolkit.pools.local import machine_tls_name
     from toolkit.roll.site import Site
-    from toolkit.secrets.grants import BALANCER
     from toolkit.secrets.memory import VersionFile
     from toolkit.secrets.source import VaultSource
     from toolkit.smoke.runner import PytestRunner
@@ -119,14 +120,7 @@ def open_site(workplace: Workplace, environment_name: str) -> Iterator[Site]:
     network = _network(workplace, environment)
     provider = _provider(workplace, environment, network)
     secrets = VaultSource(project, state, VersionFile(state))
-    balancer = LocalBalancer(
-        project,
-        environment,
-        namespace=namespace,
-        runtime=state.runtime / environment.name / "balancer",
-        ram=state.ram / environment.name,
-        edge_secrets=lambda: secrets.secrets(environment.name, BALANCER),
-    )
+    balancer = _balancer(workplace, environment)
     authority = environment.directory / "authority.pem"
     smoke = PytestRunner(
         project,
@@ -167,6 +161,68 @@ def live_machines(
     provider = _provider(workplace, found, _network(workplace, found))
     pids = [(machine, provider.init_pid(machine.name)) for machine in provider.machines()]
     return list(found.deployments), [(machine, pid) for machine, pid in pids if pid]
+
+
+def audit_environment(workplace: Workplace, environment_name: str) -> AuditReport:
+    """Look at every machine of an environment and its balancer; see `toolkit.secrets.audit`.
+
+    Raises:
+        ConfigurationError: Nothing runs there.
+    """
+    from toolkit.secrets import audit
+    from toolkit.secrets.served import served_certificate
+
+    environment = workplace.environment(environment_name)
+    provider = _provider(workplace, environment, _network(workplace, environment))
+    balancer = _balancer(workplace, environment)
+    key = audit.new_key()
+    with ExitStack() as stack:
+        subjects = []
+        if balancer.is_running():
+            subjects.append(balancer.evidence())
+            stack.callback(subjects[-1].spool.close)
+        for machine in provider.machines():
+            with step(workplace.progress, f"look at {machine.name}"):
+                subject = provider.evidence(machine, key=key)
+            if subject is not None:
+                stack.callback(subject.spool.close)
+                subjects.append(subject)
+        if not subjects:
+            raise ConfigurationError(
+                f"nothing runs in {environment_name}", hint=f"run 'toolkit up {environment_name}'"
+            )
+        public = [one.public for one in environment.deployments.values() if one.public]
+        served = None
+        if public and balancer.is_running():
+            host, _, port = public[0].rpartition(":")
+            served = served_certificate(host, int(port), namespace=None)
+        with step(workplace.progress, "search for every secret"):
+            return audit.audit(
+                workplace.project,
+                workplace.state,
+                environment_name,
+                subjects,
+                key=key,
+                served=served,
+            )
+
+
+def _balancer(workplace: Workplace, environment: Environment) -> LocalBalancer:
+    from toolkit.pools.local import LocalBalancer
+    from toolkit.secrets.grants import BALANCER
+    from toolkit.secrets.memory import VersionFile
+    from toolkit.secrets.source import VaultSource
+
+    state = workplace.state
+    secrets = VaultSource(workplace.project, state, VersionFile(state))
+    return LocalBalancer(
+        workplace.project,
+        environment,
+        namespace=state.namespace(environment.name),
+        runtime=state.runtime / environment.name / "balancer",
+        ram=state.ram / environment.name,
+        edge_secrets=lambda: secrets.secrets(environment.name, BALANCER),
+    )
 
 
 def _network(workplace: Workplace, environment: Environment) -> EnvironmentNetwork:

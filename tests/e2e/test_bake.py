@@ -8,6 +8,8 @@ import pytest
 import yaml
 
 from bench.lab import ENVIRONMENT, Lab, copy_layers
+from tests.support.traces import leftovers
+from toolkit.state import State
 
 pytestmark = pytest.mark.host
 
@@ -100,6 +102,10 @@ def test_an_application_alone_is_baked_quickly(lab):
     assert answer.data["layers"]["app"][-1]["changed"] == ["source ."]
     assert list(answer.data["images"]) == ["app"]
     assert answer.seconds < APPLICATION_LIMIT_S * PATIENCE
+
+
+def test_bakes_leave_nothing_behind_where_nothing_runs(lab):
+    assert leftovers(lab.state, State(lab.state).id, [], ENVIRONMENT) == []
 
 
 def test_images_follow_their_contract(baked):

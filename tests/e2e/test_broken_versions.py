@@ -28,7 +28,7 @@ def test_a_broken_version_is_discarded(version, site, tmp_path):
     machines, snapshots = site.machines(), site.snapshots()
     serving = {role: state["pool"]["serving"] for role, state in site.status().items()}
     site.image(version, "app")
-    with LoadProcess(site.load(rate=100.0, requests=None, max_seconds=120.0), tmp_path) as load:
+    with LoadProcess(site.load(rate=60.0, requests=None, max_seconds=120.0), tmp_path) as load:
         load.wait_for(requests_done=100)
         answer = site.roll("app", version)
         seen = load.snapshot().requests

@@ -91,7 +91,9 @@ class Site(Lab):
         return {one["role"]: one for one in self.toolkit.result("status", ENVIRONMENT)}
 
     def machines(self) -> list[str]:
-        return sorted(one["name"] for role in self.status().values() for one in role["machines"])
+        """Return the names of the machines that are there, as their provider observes them."""
+        with self.opened() as site:
+            return sorted(one.name for one in site.provider.machines())
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[OpenSite]:

@@ -2,24 +2,44 @@
 
 import importlib
 import re
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import click
 import pytest
 from pydantic import BaseModel
 
-from toolkit import errors
-from toolkit.cli.main import COMMANDS
+from toolkit import errors, faults
+from toolkit.cli.main import COMMANDS, cli
 from toolkit.project import schema
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
-PAGES = sorted(
-    path for path in ROOT.rglob("*.md") if not {".venv", ".build", "node_modules"} & set(path.parts)
-)
+
+SECTIONS = {
+    "## service.yml": schema.ServiceFile,
+    "## inventories/ENVIRONMENT/toolkit.yml": schema.EnvironmentFile,
+    "## Roles": schema.SecretsFile,
+}
+"""Heading of the reference to the file that it describes."""
 
 
-def leaves(name: str, command: click.Command):
+def tracked(pattern: str) -> list[Path]:
+    """Return files that git knows or would take, so that no scratch directory counts."""
+    listing = subprocess.run(
+        ["git", "-c", "safe.directory=*", "-C", ROOT, "ls-files", "-z", "--cached", "--others",
+         "--exclude-standard", "--", pattern],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    return sorted(ROOT / name for name in listing.stdout.split("\0") if name)
+
+
+PAGES = [path for path in tracked("*.md") if path.is_file()]
+
+
+def leaves(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
     if isinstance(command, click.Group):
         context = click.Context(command)
         for sub in command.list_commands(context):
@@ -28,45 +48,140 @@ def leaves(name: str, command: click.Command):
         yield name, command
 
 
-def all_commands():
+def all_commands() -> Iterator[tuple[str, click.Command]]:
     for name, place in COMMANDS.items():
         module, _, attribute = place.partition(":")
         yield from leaves(name, getattr(importlib.import_module(module), attribute))
 
 
+def section(heading: str) -> str:
+    """Return the part of the reference below a heading, up to the next of its kind."""
+    marks = heading.partition(" ")[0]
+    found = re.search(rf"^{re.escape(heading)}( .*)?$", REFERENCE, re.MULTILINE)
+    assert found, f"docs/reference.md has no section {heading}"
+    return re.split(rf"^#{{2,{len(marks)}}} ", REFERENCE[found.end() :], flags=re.MULTILINE)[0]
+
+
+def fields(annotation: Any) -> Iterator[str]:
+    """Yield the settings of a model and of all models below it."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        for name, field in annotation.model_fields.items():
+            yield name
+            yield from fields(field.annotation)
+    for part in get_args(annotation):
+        yield from fields(part)
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the fragments that a page's headings can be reached by."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 @pytest.mark.parametrize(
     ("name", "command"), list(all_commands()), ids=lambda v: v if isinstance(v, str) else ""
 )
-def test_command_and_its_options_are_documented(name, command):
-    _, found, section = REFERENCE.partition(f"### `toolkit {name}")
-    assert found, f"docs/reference.md has no section on toolkit {name}"
-    section = section.partition("\n### ")[0]
+def test_command_its_arguments_and_options_are_documented(name: str, command: click.Command):
+    text = section(f"### `toolkit {name}{arguments(command)}`")
     for parameter in command.params:
         if isinstance(parameter, click.Option):
-            assert f"`{parameter.opts[0]}`" in section, parameter.opts
+            assert f"| `{parameter.opts[0]}` |" in text, parameter.opts
+    documented = re.findall(r"^\| `(--[a-z-]+)", text, re.MULTILINE)
+    assert set(documented) == {
+        option.opts[0] for option in command.params if isinstance(option, click.Option)
+    }
 
 
-def test_every_setting_is_documented():
-    models = [m for m in vars(schema).values() if isinstance(m, type) and issubclass(m, BaseModel)]
-    fields = {field for model in models for field in model.model_fields}
-    assert fields
-    missing = [field for field in sorted(fields) if not re.search(rf"\b{field}\b", REFERENCE)]
+def arguments(command: click.Command) -> str:
+    context = click.Context(command)
+    found = [one for one in command.params if isinstance(one, click.Argument)]
+    return "".join(f" {one.make_metavar(context)}" for one in found)
+
+
+def test_options_of_the_toolkit_itself_are_documented():
+    introduction = REFERENCE.partition("## Exit codes")[0]
+    for option in cli.params:
+        assert f"`{option.opts[0]}" in introduction, option.opts
+    assert "`--help`" in introduction
+
+
+@pytest.mark.parametrize("heading", SECTIONS)
+def test_every_setting_is_documented(heading: str):
+    names = set(fields(SECTIONS[heading]))
+    cells = " ".join(re.findall(r"`([^`]+)`", section(heading)))
+    missing = sorted(name for name in names if not re.search(rf"(?<!\w){name}(?!\w)", cells))
+    assert names
     assert not missing
 
 
-def test_every_exit_code_is_documented():
+def test_every_model_is_in_a_section():
+    models = {m for m in vars(schema).values() if isinstance(m, type) and issubclass(m, BaseModel)}
+    covered: set[type] = set()
+
+    def walk(annotation: Any) -> None:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            covered.add(annotation)
+            for field in annotation.model_fields.values():
+                walk(field.annotation)
+        for part in get_args(annotation):
+            walk(part)
+
+    for model in SECTIONS.values():
+        walk(model)
+    assert models - covered == {BaseModel, schema.Strict}
+
+
+def test_every_exit_code_is_documented_and_no_other():
     kinds = [
         e
         for e in vars(errors).values()
         if isinstance(e, type) and issubclass(e, errors.ToolkitError)
     ]
     codes = {kind.exit_code for kind in kinds} | {0, errors.EXIT_BUG, errors.EXIT_INTERRUPTED}
-    for code in codes:
-        assert f"| {code} |" in REFERENCE
+    documented = re.findall(r"^\| (\d+) \|", section("## Exit codes"), re.MULTILINE)
+    assert sorted(map(int, documented)) == sorted(codes)
+
+
+def test_every_failpoint_is_documented():
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", section("## Failpoints"), re.MULTILINE))
+    documented = {scope: set(re.findall(r"`([\w-]+)`", cell)) for scope, cell in rows.items()}
+    assert documented == {scope: set(effects) for scope, effects in faults.EFFECTS.items()}
+    for moment in faults.MOMENTS:
+        assert f"`{moment}`" in section("## Failpoints")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
-        if "://" not in target:
-            assert (page.parent / target).exists(), target
+def test_links_lead_somewhere(page: Path):
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        name, _, fragment = target.partition("#")
+        other = (page.parent / name).resolve() if name else page
+        assert other.exists(), target
+        assert other.is_relative_to(ROOT), target
+        if fragment:
+            assert fragment in anchors(other), target
+
+
+def test_index_leads_to_every_page():
+    directory = ROOT / "docs"
+    index = directory / "README.md"
+    targets = re.findall(r"\]\(([^)#\s]+)", index.read_text())
+    reached = {(directory / target).resolve() for target in targets}
+    pages = {page for page in PAGES if page.is_relative_to(directory)} - {index}
+    assert not pages - reached
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_tables_have_as_many_cells_in_every_row(page: Path):
+    width = None
+    for number, line in enumerate(page.read_text().splitlines(), start=1):
+        if not line.startswith("|"):
+            width = None
+            continue
+        cells = len(re.split(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", line)))
+        width = width or cells
+        assert cells == width, f"line {number}"
+        assert line.endswith("|"), f"line {number}"

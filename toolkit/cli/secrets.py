@@ -9,12 +9,12 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.cli.context import Context, json_option, table
-from toolkit.errors import ConfigurationError
+from toolkit.cli.context import Context, json_option, size, table, wait_option
+from toolkit.errors import ConfigurationError, ToolkitError
 from toolkit.secrets.change import apply_edit, parts_from_bytes, set_parts
 from toolkit.secrets.declarations import load_matrix
 from toolkit.secrets.document import Document, as_text
@@ -24,6 +24,10 @@ from toolkit.secrets.keys import KeyRing
 from toolkit.secrets.memory import VersionFile
 from toolkit.secrets.survey import Status, find_entry, matrix_rows, survey
 from toolkit.secrets.vaults import Vaults
+from toolkit.state import exclusive, make_private
+
+if TYPE_CHECKING:
+    from toolkit.secrets.audit import AuditReport, Cell
 
 _NOTHING = "no role declares a secret"
 
@@ -202,6 +206,107 @@ def show_command(context: Context, environment: str, role: str, name: str, yes: 
         return
     value = b"".join(entry.parts.values())
     click.echo(value, nl=sys.stdout.isatty() and not value.endswith(b"\n"))
+
+
+@secrets.command("rotate", epilog="Example: toolkit secrets rotate production database_password")
+@_environment
+@_name
+@click.option("--stdin", "is_given", is_flag=True, help="Take the new value from standard input.")
+@wait_option
+@json_option
+@click.pass_obj
+def rotate_command(
+    context: Context, environment: str, name: str, is_given: bool, wait: float
+) -> None:
+    """Replace a secret in use.
+
+    Make a new value, bring it to every machine that knows the old one, and prove at the services
+    themselves that the old one is dead. No request fails. Interrupted, the same command goes on.
+    """
+    from toolkit import wiring
+    from toolkit.roll import rotate
+    from toolkit.secrets.rotate import begin, find_spec, finish, maker
+
+    context.need_root()
+    vaults = _vaults(context, environment)
+    matrix = load_matrix(context.project, [environment])
+    spec = find_spec(matrix, environment, name)
+    given = parts_from_bytes(spec, sys.stdin.buffer.read(), "standard input") if is_given else None
+    make = maker(context.project, vaults, now=time.time())
+    directory = make_private(context.state.environment(environment))
+    with (
+        exclusive(directory / "rotate.lock", doing=f"a rotation in {environment}"),
+        wiring.open_site(context, environment) as site,
+    ):
+        rotate.start(site, name)
+        rotation = begin(
+            matrix,
+            vaults,
+            VersionFile(context.state),
+            name=name,
+            make=(lambda _spec: given) if given else make,
+            now=time.time(),
+        )
+        if rotation.is_resumed:
+            context.progress.note(f"going on with the rotation to version {rotation.new.version}")
+        report = rotate.carry_out(
+            site,
+            matrix,
+            rotation,
+            namespace=context.state.namespace(environment),
+            wait_s=wait,
+        )
+        finish(vaults, rotation)
+    lines = [f"{name} of {environment} is version {report.version} ({report.seconds:.1f} s)"]
+    lines += [f"  {role:<12} {what}" for role, what in report.roles.items()]
+    lines += [f"  proof        {p['role']} {p['place']}: {p['observed']}" for p in report.proofs]
+    if not report.proofs:
+        lines.append("  proof        none: no role has a way to ask its service about it")
+    context.emit(report.as_data(), "\n".join(lines))
+
+
+@secrets.command("audit", epilog="Example: toolkit secrets audit production")
+@_environment
+@json_option
+@click.pass_obj
+def audit_command(context: Context, environment: str) -> None:
+    """Prove who knows what, on the live machines.
+
+    Every machine of ENV is tried for every secret of every role and environment whose key you
+    hold. Exit code 1 when one is missing, wrong, or anywhere it should not be.
+    """
+    from toolkit import wiring
+
+    context.need_root()
+    report = wiring.audit_environment(context, environment)
+    context.emit(report.as_data(), _audit_table(report))
+    if report.failures:
+        raise ToolkitError(
+            f"{len(report.failures)} of {len(report.cells)} cells are not as they should be:\n"
+            + "\n".join(f"  {cell}" for cell in report.failures)
+        )
+
+
+def _audit_table(report: AuditReport) -> str:
+    """Return machines × secrets: ✓ granted and right, · nowhere, ✗ not as it should be."""
+    columns = list(dict.fromkeys((cell.environment, cell.secret) for cell in report.cells))
+    rows = []
+    for machine in dict.fromkeys(cell.machine for cell in report.cells):
+        cells = {(c.environment, c.secret): c for c in report.cells if c.machine == machine}
+        signs = [_sign(cells[column]) if column in cells else "-" for column in columns]
+        rows.append((machine, *signs))
+    text = [table(("MACHINE", *map("/".join, columns)), rows, empty="nothing runs")]
+    text += [f"not opened: {one}" for one in report.unopened]
+    text += [f"warning: {one}" for one in report.warnings]
+    text.append(
+        f"{len(report.cells)} cells, {len(report.failures)} wrong, "
+        f"{size(report.searched_bytes)} searched in {report.seconds:.1f} s"
+    )
+    return "\n".join(text)
+
+
+def _sign(cell: Cell) -> str:
+    return cell.state.upper() if not cell.is_well else "✓" if cell.is_granted else "·"
 
 
 def _vaults(context: Context, environment: str) -> Vaults:

@@ -224,6 +224,12 @@ class Ledger:
                 .values(standing=standing, warm_until=warm_until)
             )
 
+    def set_inputs(self, names: Sequence[str], inputs: str) -> None:
+        """Record that machines were given other configuration or secrets while they ran."""
+        table = tables.machines
+        with self.transaction() as connection:
+            connection.execute(update(table).where(table.c.name.in_(names)).values(inputs=inputs))
+
     def forget_machines(self, names: Sequence[str]) -> None:
         """Record that machines are gone."""
         with self.transaction() as connection:

@@ -21,6 +21,7 @@ def run_inside(
     timeout_s: float,
     stdin: bytes = b"",
     is_checked: bool = True,
+    max_output_bytes: int | None = shell.MAX_OUTPUT_BYTES,
 ) -> shell.Completed:
     """Run a program inside a machine; arguments and errors as `toolkit.shell.run`."""
     return shell.run(
@@ -29,4 +30,5 @@ def run_inside(
         timeout_s=timeout_s,
         stdin=stdin,
         is_checked=is_checked,
+        max_output_bytes=max_output_bytes,
     )

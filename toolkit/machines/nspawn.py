@@ -10,13 +10,15 @@ from pathlib import Path
 
 from toolkit import shell
 from toolkit.errors import OutsideError
-from toolkit.machines import cgroups
+from toolkit.machines import cgroups, evidence, renewal
 from toolkit.machines.container import Container, ContainerOrder
+from toolkit.machines.evidence import Subject
 from toolkit.model import Image, LaunchOrder, Machine, MachineState
 from toolkit.network.namespaces import EnvironmentNetwork
 from toolkit.state import State, make_private, write_atomically
 
 SNAPSHOT_TIMEOUT_S = 600.0
+RENEW_TIMEOUT_S = 60.0
 
 
 class NspawnProvider:
@@ -128,6 +130,47 @@ class NspawnProvider:
             self._network.detach(self.namespace(name))
             self._description(name).unlink(missing_ok=True)
             self._containers.pop(name, None)
+
+    def renew(self, order: LaunchOrder, program: Sequence[str]) -> None:
+        """Replace credentials of a running machine in its memory, then run a program in it."""
+        container = self._container(order.name)
+        container.run(
+            [*renewal.ARGV, renewal.PROGRAM],
+            timeout_s=RENEW_TIMEOUT_S,
+            stdin=renewal.order(order.credentials),
+        )
+        container.run(program, timeout_s=RENEW_TIMEOUT_S)
+
+    def evidence(self, machine: Machine, *, key: bytes) -> Subject | None:
+        """Gather what a machine shows; None for one that does not run.
+
+        Args:
+            machine: Which one.
+            key: Of the digests that stand for the credentials' contents.
+        """
+        container = self._container(machine.name)
+        init_pid = container.init_pid
+        if init_pid is None:
+            return None
+        spool = evidence.Spool(machine.name)
+        evidence.gather(
+            spool, init_pid=init_pid, group=f"{self._group}/{machine.name}", log=container.log
+        )
+        volumes = self._state.volumes(self._environment).glob(f"{machine.role}-*")
+        layers = self._find_image(machine.image).layers
+        return Subject(
+            machine.name,
+            machine.role,
+            spool,
+            credentials=evidence.digests(init_pid, key),
+            volumes=tuple(
+                path
+                for volume in volumes
+                for path in sorted(volume.rglob("*"))
+                if path.is_file() and not path.is_symlink()
+            ),
+            layers={layer.name: self._layer_path(layer.digest) for layer in layers},
+        )
 
     def run(
         self, name: str, argv: Sequence[str], *, timeout_s: float, is_checked: bool = True

@@ -24,6 +24,7 @@ from typing import Final, TypeVar
 
 from toolkit import shell
 from toolkit.errors import ConfigurationError, DeadlineExceeded, OutsideError, ToolkitError
+from toolkit.machines.processes import children
 from toolkit.pools import haproxy_config, haproxy_socket, host
 from toolkit.pools.haproxy_socket import HaproxySocket, Processes
 
@@ -70,6 +71,11 @@ class HaproxyProcess:
     def is_running(self) -> bool:
         """Whether the process that was started last is still there."""
         return self._pid() is not None
+
+    def processes(self) -> list[int]:
+        """Return the process ids of the master and its workers."""
+        pid = self._pid()
+        return [] if pid is None else [pid, *children(pid)]
 
     def ensure(self, config_text: str) -> None:
         """Have HAProxy run with this configuration; every slot stays as it is.

@@ -54,6 +54,23 @@ class HaproxySocket:
         """
         return "".join(self._exchange(line) for line in self._lines(commands))
 
+    def replace_certificate(self, path: Path) -> None:
+        """Have HAProxy serve what a certificate's file holds now, from the next handshake on.
+
+        Args:
+            path: Of the file, as the configuration names it.
+
+        Raises:
+            OutsideError: HAProxy refused it; it goes on with the old one.
+        """
+        # An empty line would end it.
+        pem = "\n".join(line for line in path.read_text().splitlines() if line.strip())
+        answer = self._exchange(f"set ssl cert {path} <<\n{pem}\n")
+        answer += self._exchange(f"commit ssl cert {path}")
+        if "Success!" not in answer:
+            self._exchange(f"abort ssl cert {path}")
+            raise OutsideError(f"haproxy refuses the certificate: {_first_line(answer)}")
+
     def _lines(self, commands: Sequence[str]) -> Iterator[str]:
         line = ""
         for command in commands:
@@ -92,6 +109,10 @@ class HaproxySocket:
         if not answer:
             raise OutsideError(f"haproxy at {self.path} hung up without an answer")
         return answer.decode(errors="replace")
+
+
+def _first_line(text: str) -> str:
+    return next((line for line in text.splitlines() if line.strip()), "it said nothing")
 
 
 def parse_stat(text: str) -> list[dict[str, str]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from toolkit.errors import ConfigurationError
+from toolkit.machines.evidence import Spool, Subject, gather_processes
 from toolkit.model import Secret
 from toolkit.pools import host
 from toolkit.pools.haproxy import HaproxyProcess
@@ -21,6 +22,7 @@ from toolkit.pools.haproxy_config import (
 )
 from toolkit.pools.haproxy_pool import HaproxyPool
 from toolkit.project.model import Environment, Project
+from toolkit.secrets.grants import BALANCER
 from toolkit.state import make_private, write_atomically
 
 STOP_DEADLINE_S = 3.0
@@ -78,6 +80,24 @@ class LocalBalancer:
     def is_running(self) -> bool:
         """Whether HAProxy runs."""
         return self._process.is_running()
+
+    def renew(self) -> None:
+        """Take up the present certificate, without a reload, which could cut idle connections.
+
+        The file is written first: should HAProxy end in between, it starts with the new one.
+        """
+        self._write_certificate()
+        self._process.admin.replace_certificate(self._certificate)
+
+    def evidence(self) -> Subject:
+        """Gather what HAProxy's processes and files show, but for its certificate's own file."""
+        spool = Spool(BALANCER)
+        gather_processes(spool, self._process.processes())
+        for path in sorted(self._config.runtime_directory.glob("haproxy.*")):
+            spool.add(path.name, path.read_bytes())
+        for path in sorted(self._config.runtime_directory.glob("*.state")):
+            spool.add(path.name, path.read_bytes())
+        return Subject(BALANCER, BALANCER, spool)
 
     def pools(self) -> dict[str, HaproxyPool]:
         """Return the pools by role."""

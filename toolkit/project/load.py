@@ -134,7 +134,8 @@ def load_secret_specs(project: Project, role: str) -> tuple[SecretSpec, ...]:
     names = [secret.name for secret in entry.secrets]
     _complain(path, [f"secrets: {n} is declared twice" for n in set(names) if names.count(n) > 1])
     return tuple(
-        SecretSpec(s.name, s.kind, s.description, s.dns_names, s.rotate_days) for s in entry.secrets
+        SecretSpec(s.name, s.kind, s.description, s.dns_names, s.rotate_days, s.renew)
+        for s in entry.secrets
     )
 
 

@@ -34,6 +34,7 @@ class SecretSpec:
         description: For people.
         dns_names: For `tls`; `{environment}` is filled in.
         rotate_days: Age after which it is overdue.
+        renew: Program of the role's machines that changes the value while the service runs.
     """
 
     name: str
@@ -41,6 +42,7 @@ class SecretSpec:
     description: str
     dns_names: tuple[str, ...]
     rotate_days: int | None
+    renew: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,6 +160,7 @@ class SecretEntry(Strict):
     description: str
     dns_names: tuple[str, ...] = ()
     rotate_days: int | None = Field(None, ge=1)
+    renew: AbsolutePath | None = None
 
 
 class SecretsFile(Strict):

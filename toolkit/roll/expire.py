@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
+from toolkit.ledger.ledger import MachineRecord
+from toolkit.model import MachineState
 from toolkit.roll import lease
+from toolkit.roll.lease import Lease
 from toolkit.roll.prepare import previous_image
 from toolkit.roll.recover import find_orphans, remove_orphans
 from toolkit.roll.site import Site
+
+STOP_DEADLINE_S = 20.0
 
 
 def retire(site: Site, *, is_dry_run: bool) -> list[str]:
@@ -23,34 +29,45 @@ def retire(site: Site, *, is_dry_run: bool) -> list[str]:
         return _find_retired(site)
     with lease.held(site.ledger, name, doing="gc") as held:
         # Looked at again: a rollback may have taken a warm machine back into service meanwhile.
-        retired = set(_find_retired(site))
-        for one in site.ledger.machines(name):
-            if one.name not in retired:
-                continue
-            timeouts = site.environment.deployments[one.role].timeouts
-            if site.balancer.is_running():
-                site.pools[one.role].deregister([one.address])
-            site.provider.destroy([one.name], deadline_s=timeouts.stop_s)
-            held.ledger.forget_machines([one.name])
-            held.ledger.append(
-                "machine.retired", {"machine": one.name}, environment=name, role=one.role
-            )
-        if not site.ledger.unfinished_rolls(name):
-            remove_orphans(site)
-        return sorted(retired)
+        expired = _find_expired(site)
+        remove_machines(site, held, expired)
+        orphans = remove_orphans(site) if not site.ledger.unfinished_rolls(name) else []
+        return [*(one.name for one in expired), *orphans]
+
+
+def remove_machines(site: Site, held: Lease, machines: Sequence[MachineRecord]) -> None:
+    """Remove machines that serve nobody."""
+    name = site.environment.name
+    for one in machines:
+        if one.role in site.pools and site.balancer.is_running():
+            site.pools[one.role].deregister([one.address])
+        site.provider.destroy([one.name], deadline_s=STOP_DEADLINE_S)
+        held.ledger.forget_machines([one.name])
+        held.ledger.append(
+            "machine.retired", {"machine": one.name}, environment=name, role=one.role
+        )
 
 
 def _find_retired(site: Site) -> list[str]:
+    if site.ledger.unfinished_rolls(site.environment.name):
+        return []
+    return [*(one.name for one in _find_expired(site)), *find_orphans(site)]
+
+
+def _find_expired(site: Site) -> list[MachineRecord]:
+    """Return the warm machines whose window has passed, or that have ended."""
     name = site.environment.name
     if site.ledger.unfinished_rolls(name):
         return []
     now = time.time()
-    expired = [
-        one.name
+    running = {
+        one.name for one in site.provider.machines() if one.state is not MachineState.STOPPED
+    }
+    return [
+        one
         for one in site.ledger.machines(name)
-        if one.standing == "warm" and (one.warm_until or 0.0) <= now
+        if one.standing == "warm" and ((one.warm_until or 0.0) <= now or one.name not in running)
     ]
-    return [*expired, *find_orphans(site)]
 
 
 def images_in_use(site: Site) -> set[str]:

@@ -7,9 +7,10 @@ from toolkit.model import MachineState, TargetState
 from toolkit.progress import step
 from toolkit.roll import lease
 from toolkit.roll.effects import Crew
+from toolkit.roll.expire import remove_machines
 from toolkit.roll.journal import Journal
 from toolkit.roll.lease import Lease
-from toolkit.roll.plan import Effect, RollPlan, Step
+from toolkit.roll.plan import RollPlan, plan_restore
 from toolkit.roll.prepare import gather_inputs, make_order
 from toolkit.roll.recover import remove_orphans
 from toolkit.roll.run import Roll
@@ -96,35 +97,30 @@ def _restore(site: Site, role: str, held: Lease, *, is_repair: bool) -> list[str
     """Start and admit the members of a pool that do not serve."""
     name = site.environment.name
     records = held.ledger.machines(name, role)
-    members = [one for one in records if one.is_member]
     running = {
         one.name for one in site.provider.machines() if one.state is not MachineState.STOPPED
     }
+    dead = [one for one in records if one.standing == "warm" and one.name not in running]
+    remove_machines(site, held, dead)
+    # One that is recorded as new was on its way back when an earlier `up` was cut short.
+    members = [one for one in records if one.standing != "warm"]
     pool = site.pools[role]
     states = {target.address: target.state for target in pool.targets()}
     if is_repair:
         known = {one.address for one in records}
         pool.deregister([address for address in states if address not in known])
-    stopped = [one for one in members if one.name not in running]
     absent = [
         one
         for one in members
         if one.name not in running
+        or not one.is_member
         or one.address not in states
         or (is_repair and states[one.address] is not TargetState.READY)
     ]
     if not absent:
         return []
     names = tuple(one.name for one in absent)
-    launch = Step(Effect.LAUNCH, tuple(one.name for one in stopped))
-    introduction = (Effect.SMOKE, Effect.REGISTER, Effect.AWAIT_HEALTHY, Effect.ADMIT)
-    plan = RollPlan(
-        "restore",
-        (),
-        names,
-        (*((launch,) if stopped else ()), *(Step(effect, names) for effect in introduction)),
-        (),
-    )
+    plan = RollPlan("restore", (), names, plan_restore(names), ())
     order = make_order(site, role, plan, members, gather_inputs(site, role), roll_id="up")
     crew = Crew(site.provider, pool, site.smoke, site.hooks, held.ledger, site.progress)
     Roll(order, crew).restore()

@@ -57,6 +57,7 @@ class Inputs:
             "machine": name,
             "endpoints": dict(self.endpoints),
             "settings": dict(self.settings),
+            "secret_versions": {name: secret.version for name, secret in self.secrets.items()},
         }
         return LaunchOrder(
             name=name,

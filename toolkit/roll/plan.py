@@ -104,12 +104,7 @@ class RollPlan:
 
 
 def plan_roll(
-    policy: RollPolicy,
-    *,
-    old: Sequence[str],
-    new: Sequence[str],
-    retired: Sequence[str] = (),
-    dead: Sequence[str] = (),
+    policy: RollPolicy, *, old: Sequence[str], new: Sequence[str], retired: Sequence[str] = ()
 ) -> RollPlan:
     """Plan the replacement of machines.
 
@@ -119,10 +114,9 @@ def plan_roll(
 
     Args:
         policy: How.
-        old: Machines that serve now.
+        old: Machines that are meant to serve now, whether they do or have ended.
         new: Machines that are to serve: the configured capacity.
         retired: Machines kept warm by an earlier roll; they make room first.
-        dead: Machines that are meant to serve and have ended; they are cleared away at the end.
     """
     old, new = tuple(old), tuple(new)
     prelude = _remove(tuple(retired))
@@ -138,20 +132,17 @@ def plan_roll(
         old,
         new,
         (*prelude, *switch, *_soak(policy, old, new)),
-        (*_hook(policy.after_hook, new), *_farewell(policy, old), *_remove(tuple(dead))),
+        (*_hook(policy.after_hook, new), *_farewell(policy, old)),
     )
 
 
-def plan_return(
-    policy: RollPolicy, *, old: Sequence[str], warm: Sequence[str], dead: Sequence[str] = ()
-) -> RollPlan:
+def plan_return(policy: RollPolicy, *, old: Sequence[str], warm: Sequence[str]) -> RollPlan:
     """Plan the way back to machines that were kept warm; they pass their smoke tests again.
 
     Args:
         policy: How.
-        old: Machines that serve now.
+        old: Machines that are meant to serve now, whether they do or have ended.
         warm: Machines that are to serve again; the balancer has them drained.
-        dead: As for `plan_roll`.
     """
     old, warm = tuple(old), tuple(warm)
     switch = (
@@ -162,7 +153,7 @@ def plan_return(
         Step(Effect.ADMIT, warm),
         *((Step(Effect.DRAIN, old),) if old else ()),
     )
-    return RollPlan("warm", old, warm, switch, (*_farewell(policy, old), *_remove(tuple(dead))))
+    return RollPlan("warm", old, warm, switch, _farewell(policy, old))
 
 
 def plan_restore(machines: Sequence[str]) -> tuple[Step, ...]:
@@ -186,7 +177,11 @@ def plan_undo(
         untested: Old machines that do not run, or have not passed since they were started.
     """
     touched = _Touched(begun)
-    arrival = _bring_back(touched, touched.by(Effect.DRAIN, plan.old), untested)
+    drained = touched.by(Effect.DRAIN, plan.old)
+    # Where new machines serve already, their going must not leave the place of a dead one empty.
+    missing = untested if touched.by(Effect.ADMIT, plan.new) else ()
+    returning = tuple(name for name in plan.old if name in {*drained, *missing})
+    arrival = _bring_back(touched, returning, untested)
     departure = _discard(touched, plan)
     if plan.strategy == "stateful":
         return (*departure, *arrival)
@@ -298,14 +293,13 @@ def _plan_stateful(
 
 
 def _bring_back(
-    touched: _Touched, drained: tuple[str, ...], untested: Collection[str]
+    touched: _Touched, machines: tuple[str, ...], untested: Collection[str]
 ) -> tuple[Step, ...]:
     """Return how old machines serve again, from where each was left."""
-    destroyed = {*touched.by(Effect.DESTROY, drained), *untested}
-    deregistered = touched.by(Effect.DEREGISTER, drained)
-    started = tuple(name for name in drained if name in destroyed)
-    placed = tuple(name for name in deregistered if name not in destroyed)
-    drained = tuple(name for name in drained if name not in {*started, *placed})
+    gone = {*touched.by(Effect.DESTROY, machines), *untested}
+    started = tuple(name for name in machines if name in gone)
+    placed = tuple(n for n in touched.by(Effect.DEREGISTER, machines) if n not in gone)
+    drained = tuple(name for name in machines if name not in {*started, *placed})
     steps: list[Step] = []
     if drained:
         steps += [Step(Effect.ADMIT, drained), Step(Effect.AWAIT_HEALTHY, drained)]

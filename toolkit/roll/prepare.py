@@ -116,11 +116,7 @@ def prepare_roll(
     """
     environment = site.environment
     recorded = site.ledger.machines(environment.name)
-    policy = policy_of(site, role)
-    old, dead = _members(site, role)
-    if policy.strategy == "stateful":
-        # It is the only one that may have the volume, and has to be out of the way for certain.
-        old, dead = [*old, *dead], []
+    old = _old_machines(site, role)
     warm = [one for one in recorded if one.role == role and one.standing == "warm"]
     new = [
         MachineRecord(
@@ -137,13 +133,12 @@ def prepare_roll(
         for number, address in enumerate(_free_addresses(site, role, recorded), start=1)
     ]
     plan = plan_roll(
-        policy,
+        policy_of(site, role),
         old=[one.name for one in old],
         new=[one.name for one in new],
         retired=[one.name for one in warm],
-        dead=[one.name for one in dead],
     )
-    return make_order(site, role, plan, (*warm, *old, *dead, *new), inputs, roll_id=roll_id)
+    return make_order(site, role, plan, (*warm, *old, *new), inputs, roll_id=roll_id)
 
 
 def prepare_return(
@@ -169,14 +164,11 @@ def prepare_return(
     ]
     if len(warm) < site.environment.deployments[role].machines:
         return None
-    old, dead = _members(site, role)
+    old = _old_machines(site, role)
     plan = plan_return(
-        policy_of(site, role),
-        old=[one.name for one in old],
-        warm=[one.name for one in warm],
-        dead=[one.name for one in dead],
+        policy_of(site, role), old=[one.name for one in old], warm=[one.name for one in warm]
     )
-    return make_order(site, role, plan, (*old, *dead, *warm), inputs, roll_id=roll_id)
+    return make_order(site, role, plan, (*old, *warm), inputs, roll_id=roll_id)
 
 
 def make_order(
@@ -239,19 +231,13 @@ def previous_image(site: Site, role: str) -> str | None:
     return None
 
 
-def _members(site: Site, role: str) -> tuple[list[MachineRecord], list[MachineRecord]]:
-    """Return the members of a pool that run, and those that have ended."""
+def _old_machines(site: Site, role: str) -> list[MachineRecord]:
+    """Return the machines that are to be replaced: those that run first."""
     running = _running(site)
     recorded = site.ledger.machines(site.environment.name, role)
-    # One that is recorded as new was starting when its roll was given up: nothing serves there.
-    return (
-        [one for one in recorded if one.is_member and one.name in running],
-        [
-            one
-            for one in recorded
-            if one.standing == "new" or (one.is_member and one.name not in running)
-        ],
-    )
+    # One recorded as new was coming back when `up` was cut short or its tests failed.
+    meant = [one for one in recorded if one.standing != "warm"]
+    return sorted(meant, key=lambda one: one.name not in running)
 
 
 def _running(site: Site) -> set[str]:

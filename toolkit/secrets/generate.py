@@ -84,7 +84,7 @@ def init(project: Project, vaults: Vaults, memory: VersionMemory, *, now: float)
     with vaults.locked():
         passwords = _make_passwords(matrix.roles(environment.name), vaults)
         documents = vaults.read_all(matrix.roles(environment.name))
-        authority = _Authorities(project, environment, vaults, now=now)
+        authority = AuthoritySource(project, environment, vaults, now=now)
         changed, outcome = complete(
             matrix,
             environment.name,
@@ -207,7 +207,7 @@ def _make_passwords(roles: tuple[str, ...], vaults: Vaults) -> tuple[str, ...]:
     return tuple(made)
 
 
-class _Authorities:
+class AuthoritySource:
     """Finds the environment's certificate authority when the first certificate needs it."""
 
     def __init__(

@@ -106,8 +106,13 @@ def compute_matrix(
     for environment in environments:
         for role in environment.deployments:
             grants += [
-                Grant(environment.name, role, _fill(merged[name], environment.name))
-                for name in dict.fromkeys(secret.name for secret in declared.get(role, ()))
+                Grant(
+                    environment.name,
+                    role,
+                    # The program that renews it is in the machines of one role only.
+                    replace(_fill(merged[name], environment.name), renew=own.renew),
+                )
+                for name, own in {secret.name: secret for secret in declared.get(role, ())}.items()
             ]
         if any(deployment.public for deployment in environment.deployments.values()):
             grants.append(Grant(environment.name, BALANCER, _edge(service, environment.name)))

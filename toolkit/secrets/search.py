@@ -14,8 +14,8 @@ keyed digests, never a value. Order:
 Result, one for each vault:
 
     {"environment", "role", "error": TEXT|null,
-     "secrets": [{"name", "version", "created", "expires"|null, "is_searchable",
-                  "digests": {PART: HEX}}],
+     "secrets": [{"name", "version", "created", "expires"|null, "certificate"|null,
+                  "is_searchable", "digests": {PART: HEX}}],
      "hits": [{"secret", "form", "file": INDEX, "offset"}]}
 """
 
@@ -155,7 +155,12 @@ def _pieces(files: Sequence[str]) -> Iterator[list[Piece]]:
     batch: list[Piece] = []
     size = 0
     for index, path in enumerate(files):
-        with open(path, "rb") as stream:  # noqa: PTH123 - also /proc/self/fd/N
+        try:
+            stream = open(path, "rb")  # noqa: PTH123, SIM115 - also /proc/self/fd/N
+        except FileNotFoundError:
+            # A database removes files of its own all the time.
+            continue
+        with stream:
             offset, tail = 0, b""
             while content := stream.read(BATCH_BYTES):
                 batch.append(Piece(index, offset - len(tail), tail + content))
@@ -238,6 +243,7 @@ def _search_one(
                 "version": entry.version,
                 "created": entry.created,
                 "expires": certificates.expiry(certificate) if certificate else None,
+                "certificate": certificate.decode() if certificate else None,
                 "is_searchable": all(map(is_searchable, hidden.values())),
                 "digests": {
                     part: hmac.digest(key, value, "sha256").hex()

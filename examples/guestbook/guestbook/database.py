@@ -15,7 +15,6 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 from guestbook.settings import Settings
 
 DATABASE_NAME = "guestbook"
-ROLE_NAME = "guestbook"
 ANSWER_WITHIN_S = 5.0
 ASK_AGAIN_S = 0.5
 SHOWN = 20
@@ -38,7 +37,7 @@ class Database:
                 "host": settings.database_host,
                 "port": settings.database_port,
                 "dbname": DATABASE_NAME,
-                "user": ROLE_NAME,
+                "user": settings.database_login,
                 "password": settings.database_password,
                 "application_name": settings.machine,
                 "connect_timeout": 2,

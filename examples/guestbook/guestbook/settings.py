@@ -7,6 +7,10 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+LOGINS = ("guestbook_b", "guestbook_a")
+"""The login for passwords of even and of odd versions: while a password is being replaced, the old
+one and the new one are both good."""
+
 VERSION_FILE = Path(__file__).parent.parent / "VERSION"
 
 
@@ -20,7 +24,8 @@ class Settings:
         machine: Name of the machine.
         database_host: Where the database answers.
         database_port: Its port.
-        database_password: Of the database role `guestbook`.
+        database_login: Name of the login that the password belongs to.
+        database_password: Its password.
         title: Shown at the top of the page.
         workers: Server processes.
         pool_size: Most database connections of one server process.
@@ -31,6 +36,7 @@ class Settings:
     machine: str
     database_host: str
     database_port: int
+    database_login: str
     database_password: str = field(repr=False)
     title: str = "Guestbook"
     workers: int = 1
@@ -53,6 +59,7 @@ class Settings:
             machine=config["machine"],
             database_host=host,
             database_port=int(port),
+            database_login=LOGINS[config["secret_versions"]["database_password"] % 2],
             database_password=(directory / "database_password").read_text().strip(),
             **config["settings"],
         )

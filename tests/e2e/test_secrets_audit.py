@@ -1,0 +1,247 @@
+"""Who knows what, proven on the live machines of two environments."""
+
+import base64
+import contextlib
+import json
+import time
+
+import pytest
+import yaml
+
+from examples.versions import free_port
+from tests.support.site import Site
+from toolkit.wiring import open_site
+from toolkit.workplace import Workplace
+
+pytestmark = pytest.mark.host
+
+OTHER = "production"
+LIMIT_S = 60.0
+ATTEMPTS = 2
+"""Something else may be at work on the same host for a moment."""
+
+GRANTED = {
+    "balancer": {"edge_tls"},
+    "database": {"database_password"},
+    "app": {"database_password"},
+    "web": {"web_tls"},
+}
+UNITS = {"database": "database.service", "app": "app.service", "web": "web.service"}
+LEFT_IN_MEMORY = "/run/host/credentials"
+
+
+class Pair(Site):
+    """The example in two environments at once, ten machines; their networks do not overlap."""
+
+    def begin(self) -> None:
+        path = self.project.environment_file(OTHER)
+        content = yaml.safe_load(path.read_text())
+        content["network"] = "10.91.0.0/24"
+        content["roles"]["web"]["public"] = f"127.0.0.1:{free_port()}"
+        path.write_text(yaml.safe_dump(content))
+        self.start("v1")
+        release = self.bake("v1")["release"]
+        self.toolkit.result("secrets", "init", OTHER)
+        self.toolkit.result("up", OTHER)
+        self.toolkit.result("roll", OTHER, "--release", release)
+
+    def remove(self) -> None:
+        if (self.state / "ledger.db").exists():
+            self.toolkit.run("down", OTHER, "--volumes")
+        super().remove()
+
+    def inside(self, environment: str, role: str, script: str, *, is_checked: bool = True):
+        """Run a shell script as root in a machine of a role, through its standard input."""
+        workplace = Workplace(self.project.root, self.state)
+        with open_site(workplace, environment) as site:
+            machine = next(one for one in site.provider.machines() if one.role == role)
+            container = site.provider._container(machine.name)
+            return machine, container.run(
+                ["/bin/sh", "-s"], timeout_s=60.0, stdin=script.encode(), is_checked=is_checked
+            )
+
+    def audit(self, environment: str):
+        return self.toolkit.run("secrets", "audit", environment)
+
+    def value(self, environment: str, role: str, name: str) -> dict:
+        return self.toolkit.result("secrets", "show", environment, role, name, "--yes")
+
+
+@pytest.fixture(scope="module")
+def pair(baked, tmp_path_factory):
+    pair = Pair(tmp_path_factory.mktemp("pair") / "s", baked)
+    try:
+        pair.begin()
+        yield pair
+    finally:
+        pair.remove()
+
+
+def bad(answer) -> dict[tuple[str, str, str], dict]:
+    """Return the cells that are not as they should be."""
+    return {
+        (one["role"], one["environment"], one["secret"]): one
+        for one in answer.data["cells"]
+        if one["state"] != ("right" if one["is_granted"] else "absent")
+    }
+
+
+def test_the_matrix_is_exact(pair):
+    """Every machine of both environments × every secret of both, within a minute."""
+    for attempt in range(ATTEMPTS):
+        began = time.monotonic()
+        answers = {name: pair.audit(name) for name in (pair.environment, OTHER)}
+        seconds = time.monotonic() - began
+        if seconds < LIMIT_S or attempt == ATTEMPTS - 1:
+            break
+    machines = set()
+    for name, answer in answers.items():
+        assert answer.exit_code == 0, answer.stderr
+        assert answer.data["ok"]
+        assert answer.data["unopened"] == []
+        cells = answer.data["cells"]
+        machines |= {one["machine"] for one in cells if one["role"] != "balancer"}
+        # Six that hold something × three secrets × two environments.
+        assert len(cells) == 6 * 3 * 2
+        for cell in cells:
+            is_granted = cell["environment"] == name and cell["secret"] in GRANTED[cell["role"]]
+            assert cell["is_granted"] is is_granted
+            assert cell["state"] == ("right" if is_granted else "absent")
+    assert len(machines) == 10
+    assert seconds < LIMIT_S
+
+
+def test_whatever_is_where_it_should_not_be_is_named(pair):
+    """One value each in a file, an environment, an argument, the journal and a volume."""
+    env = pair.environment
+    password = pair.value(env, "app", "database_password")["value"]
+    foreign = pair.value(OTHER, "app", "database_password")["value"]
+    key = pair.value(env, "web", "web_tls")["key"]
+    other_key = pair.value(OTHER, "web", "web_tls")["key"]
+    encoded = base64.b64encode(f"password={password}".encode()).decode()
+    pair.inside(env, "web", f"printf %s {encoded} > /etc/leaked\n")
+    pair.inside(env, "database", f"printf %s '{key}' > /var/lib/postgresql/leaked\n")
+    pair.inside(
+        env,
+        "app",
+        f"printf %s '{key}' > /run/leaked\n"
+        f"FOREIGN={foreign} setsid sleep 600 < /dev/null > /dev/null 2>&1 &\n"
+        f"echo {json.dumps(other_key)} | systemd-cat -t leaked\nsleep 1\n",
+    )
+    try:
+        answer = pair.audit(env)
+        found = bad(answer)
+        expected = {
+            ("web", env, "database_password"): "/etc/leaked (base64)",
+            ("database", env, "web_tls"): "leaked (key)",
+            ("app", env, "web_tls"): "/run/leaked (key)",
+            ("app", OTHER, "database_password"): "environ of process sleep (raw)",
+            ("app", OTHER, "web_tls"): "journal (key)",
+        }
+        assert answer.exit_code == 1
+        assert set(found) == set(expected)
+        for cell, place in expected.items():
+            assert found[cell]["state"] == "extra"
+            assert any(place in one for one in found[cell]["places"]), found[cell]
+        message = answer.error["error"]
+        assert all(one["machine"] in message for one in found.values())
+        for value in (password, foreign, *key.split("\n")[1:3], *other_key.split("\n")[1:3]):
+            assert value not in answer.stdout + answer.stderr
+    finally:
+        pair.inside(env, "web", "rm -f /etc/leaked\n")
+        pair.inside(env, "database", "rm -f /var/lib/postgresql/leaked\n")
+        pair.inside(
+            env,
+            "app",
+            "rm -f /run/leaked\nfor p in /proc/[0-9]*; do\n"
+            '  [ "$(cat $p/comm 2>/dev/null)" = sleep ] && kill ${p#/proc/}; done\n'
+            "journalctl --rotate; journalctl --vacuum-time=1s; true\n",
+        )
+
+
+@contextlib.contextmanager
+def changed_credential(pair: Pair, environment: str, role: str, name: str, change: str):
+    """Change what a machine was given, in its memory, and put it back."""
+    directory = LEFT_IN_MEMORY
+    options = "nosuid,nodev,noexec"
+    remount = f"mount -o remount,%s,{options} {directory}\n"
+    begin = remount % "rw" + f"cp -p {directory}/{name} /dev/shm/kept\n"
+    pair.inside(environment, role, begin + f"cd {directory}; {change}\n" + remount % "ro")
+    try:
+        yield
+    finally:
+        put_back = f"cat /dev/shm/kept > {directory}/{name}\nchmod 0400 {directory}/{name}\n"
+        forget = "rm -f /dev/shm/kept\n"
+        pair.inside(environment, role, remount % "rw" + put_back + remount % "ro" + forget)
+
+
+def test_what_is_missing_or_wrong_is_named(pair):
+    with (
+        changed_credential(pair, OTHER, "app", "database_password", "rm database_password"),
+        changed_credential(pair, OTHER, "web", "web_tls.key", "echo other > web_tls.key"),
+    ):
+        answer = pair.audit(OTHER)
+    states = {cell: one["state"] for cell, one in bad(answer).items()}
+    assert answer.exit_code == 1
+    assert states[("app", OTHER, "database_password")] in {"missing", "extra"}
+    assert states[("web", OTHER, "web_tls")] in {"wrong", "extra"}
+
+
+@pytest.mark.parametrize(
+    ("role", "credential"),
+    [("database", "database_password"), ("app", "database_password"), ("web", "web_tls.key"),
+     ("app", "config")],
+)  # fmt: skip
+def test_a_service_refuses_to_start_without_a_credential(pair, role, credential):
+    unit = UNITS[role]
+    state = f"systemctl restart {unit}; systemctl show -p ActiveState --value {unit}\n"
+    with changed_credential(pair, OTHER, role, credential, f"rm {credential}"):
+        _, done = pair.inside(OTHER, role, state, is_checked=False)
+        assert done.text.split()[-1] in {"failed", "activating"}
+        assert (
+            "status=1/FAILURE"
+            in pair.inside(
+                OTHER, role, f"systemctl status {unit}; journalctl -u {unit}\n", is_checked=False
+            )[1].text
+        )
+    back = f"systemctl stop {unit}; systemctl reset-failed {unit}; systemctl start {unit}\n"
+    _, done = pair.inside(OTHER, role, f"{back}systemctl is-active {unit}\n")
+    assert done.text.split()[-1] == "active"
+
+
+@pytest.mark.parametrize("role", UNITS)
+def test_services_are_confined(pair, role):
+    """3.0 or better in systemd's own reckoning, where 10 is worst."""
+    script = f"systemd-analyze security --no-pager {UNITS[role]} | tail -1\n"
+    _, done = pair.inside(pair.environment, role, script)
+    assert "Overall exposure level" in done.text
+    exposure = float(done.text.split(":")[1].split()[0])
+    assert exposure <= 3.0
+
+
+REACH = """
+python3 - <<'END'
+import socket
+for host, port in {targets}:
+    try:
+        socket.create_connection((host, port), 2).close()
+        print(host, port, "reached")
+    except OSError as error:
+        print(host, port, "refused")
+END
+"""
+
+
+def test_environments_cannot_reach_each_other(pair):
+    """From inside a machine: no machine, balancer or public port of the other environment."""
+    with open_site(Workplace(pair.project.root, pair.state), OTHER) as site:
+        ports = {role: site.project.roles[role].port for role in UNITS}
+        targets = [(one.address, ports[one.role]) for one in site.provider.machines()]
+        targets += [("10.91.0.1", port) for port in ports.values()]
+        public = site.environment.deployments["web"].public
+    host, _, port = public.rpartition(":")
+    everywhere = [*targets, (host, int(port))]
+    _, control = pair.inside(OTHER, "web", REACH.format(targets=targets))
+    assert control.text.count("reached") == len(targets)
+    _, done = pair.inside(pair.environment, "web", REACH.format(targets=everywhere))
+    assert done.text.count("refused") == len(everywhere), done.text

@@ -1,0 +1,144 @@
+"""A secret is replaced in use: no request fails, and the old value is dead afterwards."""
+
+import base64
+import json
+import ssl
+import subprocess
+import sys
+
+import pytest
+
+from bench.load.process import LoadProcess
+from examples.command import Toolkit
+from toolkit.wiring import open_site
+from toolkit.workplace import Workplace
+
+pytestmark = pytest.mark.host
+
+RATE = 320.0
+MIN_RATE = 300.0
+
+
+def show(site, role: str, name: str) -> dict:
+    return site.toolkit.result("secrets", "show", site.environment, role, name, "--yes")
+
+
+def accepts(site, secret: dict) -> bool:
+    """Ask PostgreSQL through the pool, from inside the environment's network."""
+    with open_site(Workplace(site.project.root, site.state), site.environment) as opened:
+        host = str(next(opened.environment.network.hosts()))
+        namespace = opened.network.namespace
+    probe = site.project.root / "roles/database/smoke/accepts_database_password.py"
+    order = {
+        "host": host,
+        "port": 5432,
+        "version": secret["version"],
+        "value": base64.b64encode(secret["value"].encode()).decode(),
+    }
+    done = subprocess.run(
+        ["nsenter", f"--net=/run/netns/{namespace}", sys.executable, "-I", probe],
+        input=json.dumps(order).encode(),
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode in {0, 1}, done.stderr
+    return done.returncode == 0
+
+
+def versions_in_vault(site) -> list[tuple[str, int]]:
+    listed = site.toolkit.result("secrets", "list", site.environment)
+    return [(one["name"], one["version"]) for one in listed]
+
+
+def is_settled(site) -> None:
+    """Nothing is left to do: the audit finds nothing, and a roll changes nothing."""
+    assert not any(".previous" in name for name, _ in versions_in_vault(site))
+    release = site.bake("v1")["release"]
+    rolls = site.toolkit.result("roll", site.environment, "--release", release)
+    assert {one["outcome"] for one in rolls} == {"unchanged"}
+    answer = site.toolkit.run("secrets", "audit", site.environment)
+    assert answer.exit_code == 0, answer.stderr
+
+
+def test_rotations_under_load(site, tmp_path):
+    """A password, a certificate of machines, and the balancer's, at 300 requests a second."""
+    old = show(site, "app", "database_password")
+    old_web = show(site, "web", "web_tls")["certificate"]
+    old_edge = show(site, "balancer", "edge_tls")["certificate"]
+    database = [one["name"] for one in site.status()["database"]["machines"]]
+    assert accepts(site, old)
+    with LoadProcess(site.load(rate=RATE, requests=None, max_seconds=300.0), tmp_path) as load:
+        load.wait_for(requests_done=100)
+        password = site.toolkit.result("secrets", "rotate", site.environment, "database_password")
+        web = site.toolkit.result("secrets", "rotate", site.environment, "web_tls")
+        edge = site.toolkit.result("secrets", "rotate", site.environment, "edge_tls")
+        report = load.stop()
+    assert report.total.failed == 0
+    assert report.total.sent / report.seconds >= MIN_RATE
+
+    new = show(site, "app", "database_password")
+    assert new["version"] == old["version"] + 1
+    assert new["value"] != old["value"]
+    assert accepts(site, new)
+    assert not accepts(site, old)
+    # The stateful machine was not replaced for it.
+    assert [one["name"] for one in site.status()["database"]["machines"]] == database
+    assert password["roles"] == {"database": "renewed", "app": "rolled"}
+    assert {one["role"] for one in password["proofs"]} == {"database"}
+    assert web["roles"] == {"web": "rolled"}
+    assert len(web["proofs"]) == 2
+    assert edge["roles"] == {"balancer": "renewed"}
+    host, _, port = site.project.public(site.environment).rpartition(":")
+    served = ssl.get_server_certificate((host, int(port)))
+    assert served.strip() not in old_edge
+    assert served.strip() in show(site, "balancer", "edge_tls")["certificate"]
+    assert show(site, "web", "web_tls")["certificate"] != old_web
+    is_settled(site)
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "rotate.renew.intended",
+        "rotate.renew.acted",
+        "roll.launch.acted",
+        "roll.drain.acted",
+        "rotate.revoke.intended",
+        "rotate.revoke.acted",
+    ],
+)
+def test_an_interrupted_rotation_goes_on(site, point):
+    """Killed anywhere: the service serves, and the same command finishes with the same version."""
+    old = show(site, "app", "database_password")
+    words = ("secrets", "rotate", site.environment, "database_password")
+    killed = Toolkit(
+        site.toolkit.project, site.state, prefix=["env", f"TOOLKIT_FAILPOINT={point}"]
+    ).run(*words)
+    assert killed.exit_code == -9, killed.stderr
+    assert site.get("/api/entries").status_code == 200
+    done = site.toolkit.result(*words)
+    assert done["version"] == old["version"] + 1
+    assert not accepts(site, old)
+    assert accepts(site, show(site, "app", "database_password"))
+    assert site.get("/api/entries").status_code == 200
+    assert not any(".previous" in name for name, _ in versions_in_vault(site))
+
+
+def test_nothing_is_left_to_do(site):
+    is_settled(site)
+
+
+def test_a_restarted_database_knows_the_new_password(site):
+    """What the machine was given was replaced too: the old one does not come back."""
+    new = show(site, "app", "database_password")
+    machine = site.status()["database"]["machines"][0]["name"]
+    assert site.run_inside(machine, "systemctl", "restart", "database.service").exit_code == 0
+    assert accepts(site, new)
+    assert not accepts(site, {**new, "version": new["version"] + 1})
+    assert site.get("/api/entries").status_code == 200
+
+
+def test_a_value_that_only_people_can_give_is_asked_for(site):
+    answer = site.toolkit.run("secrets", "rotate", site.environment, "nothing")
+    assert answer.exit_code == 2
+    assert "nothing" in answer.error["error"]

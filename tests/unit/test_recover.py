@@ -1,0 +1,427 @@
+"""What became of rolls that went wrong, with everything but the machines real."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.support.fakes import FakeSite, make_deployment, make_site
+from toolkit.errors import (
+    NotFound,
+    OutsideError,
+    RolledBack,
+    SmokeTestsFailed,
+    ToolkitError,
+    UnfinishedRoll,
+)
+from toolkit.ledger.ledger import MachineRecord, open_ledger
+from toolkit.model import Machine, MachineState, Target, TargetState
+from toolkit.project.model import Canary, Soak
+from toolkit.roll import command, effects
+from toolkit.roll.lifecycle import bring_up, take_down
+from toolkit.roll.prepare import Wanted, previous_image
+from toolkit.roll.recover import find_drift, find_orphans, remove_orphans
+
+
+class Stop(BaseException):
+    """The process is gone."""
+
+
+class Clock:
+    """Stands in for `time` while machines are watched: sleeping sends requests."""
+
+    def __init__(self, fake: FakeSite) -> None:
+        self._fake, self._now = fake, 0.0
+
+    def time(self) -> float:
+        return 1e9 + self._now
+
+    def monotonic(self) -> float:
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        self._now += seconds
+        for _ in range(40):
+            self._fake.pool.send()
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
+    ledger = open_ledger(tmp_path / "ledger.db")
+
+    def make_one(**settings: object) -> FakeSite:
+        fake = make_site(ledger, make_deployment(**settings))
+        monkeypatch.setattr(effects, "time", Clock(fake))
+        return fake
+
+    yield make_one
+    ledger.close()
+
+
+@pytest.fixture
+def fake(make) -> FakeSite:
+    return make()
+
+
+def image(fake: FakeSite, version: int) -> str:
+    return list(reversed(fake.site.images.images()))[version - 1].digest
+
+
+def roll(fake: FakeSite, version: int) -> command.RollResult:
+    digest = image(fake, version)
+    wanted = Wanted(fake.site.images.image(digest), fake.site.images.release_of(digest))
+    return command.roll_role(fake.site, "app", wanted)
+
+
+def serving(fake: FakeSite) -> list[str]:
+    """Return the images that serve, one for each machine."""
+    found = {one.address: one.image for one in fake.provider.found.values()}
+    return sorted(found[address] for address in fake.pool.serving())
+
+
+def cut_short(fake: FakeSite, version: int, *, at: str, times: int = 1) -> None:
+    """Begin a roll and let its process disappear at a moment of the world."""
+    left = times
+
+    def stop(name: str) -> None:
+        nonlocal left
+        if name == at:
+            left -= 1
+            if left == 0:
+                raise Stop
+
+    fake.world.at = stop
+    with pytest.raises(Stop):
+        roll(fake, version)
+    fake.world.at = lambda _name: None
+
+
+def test_version_that_fails_its_tests_is_discarded_unheard_of(fake: FakeSite) -> None:
+    roll(fake, 1)
+    before = list(fake.pool.places)
+    fake.smoke.bad_images = {image(fake, 2)}
+    result = roll(fake, 2)
+    assert result.outcome == "discarded"
+    assert isinstance(result.error, SmokeTestsFailed)
+    assert list(fake.pool.places) == before
+    assert len(fake.provider.found) == 2
+
+
+def test_first_roll_that_fails_leaves_nothing(fake: FakeSite) -> None:
+    fake.smoke.bad_images = {image(fake, 1)}
+    assert roll(fake, 1).outcome == "discarded"
+    assert fake.provider.found == {}
+    assert fake.site.ledger.machines("test") == []
+
+
+def test_later_batch_that_fails_brings_everything_back(fake: FakeSite) -> None:
+    roll(fake, 1)
+    tested = []
+
+    def test_twice(machines, *, deadline_s):
+        tested.append(machines)
+        fake.smoke.bad_images = {image(fake, 2)} if len(tested) > 1 else set()
+        return type(fake.smoke).test(fake.smoke, machines, deadline_s=deadline_s)
+
+    fake.smoke.test = test_twice
+    result = roll(fake, 2)
+    assert result.outcome == "rolled-back"
+    assert isinstance(result.error, RolledBack)
+    assert serving(fake) == [image(fake, 1)] * 2
+    assert len(fake.provider.found) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "share", "outcome"),
+    [
+        ({"soak": Soak(10.0, 1.0, 50, 0.0)}, 0.05, "rolled-back"),
+        ({"soak": Soak(10.0, 10.0, 50, 0.0)}, 0.05, "rolled"),
+        ({"strategy": "canary", "canary": Canary(1, 50, 10.0)}, 0.05, "rolled-back"),
+        ({"strategy": "canary", "canary": Canary(1, 50, 10.0)}, 0.0, "rolled"),
+    ],
+)
+def test_version_that_fails_under_load_is_taken_out(
+    make, settings: dict, share: float, outcome: str
+) -> None:
+    fake = make(**settings)
+    roll(fake, 1)
+    known = set(fake.world.answering)
+
+    def spoil(name: str) -> None:
+        for address in fake.world.answering - known:
+            fake.world.error_share[address] = share
+
+    fake.world.at = spoil
+    result = roll(fake, 2)
+    assert result.outcome == outcome
+    assert serving(fake) == [image(fake, 2 if outcome == "rolled" else 1)] * 2
+    watched = result.as_data()["watched"]
+    assert watched["requests"] > 0
+    assert (watched["errors"] > 0) == (share > 0)
+
+
+def test_machine_that_dies_while_watched_is_taken_out(make) -> None:
+    fake = make(soak=Soak(10.0, 1.0, 50, 0.0))
+    roll(fake, 1)
+    clock = effects.time
+
+    def sleep_and_end(seconds: float) -> None:
+        type(clock).sleep(clock, seconds)
+        new = [name for name, one in fake.provider.found.items() if one.image == image(fake, 2)]
+        fake.provider.end(new[0])
+
+    clock.sleep = sleep_and_end
+    result = roll(fake, 2)
+    assert result.outcome == "rolled-back"
+    assert "health check" in result.error.message
+    assert serving(fake) == [image(fake, 1)] * 2
+
+
+def test_old_machine_does_not_drain_when_the_new_one_has_died(fake: FakeSite) -> None:
+    """The new one of the first batch is gone when the second batch is about to drain."""
+    roll(fake, 1)
+    drained = []
+
+    def watch(name: str) -> None:
+        drained.append(name == "drain after")
+        if name == "register after" and sum(drained) == 1:
+            new = [n for n, one in fake.provider.found.items() if one.image == image(fake, 2)]
+            fake.provider.end(sorted(new)[0])
+
+    fake.world.at = watch
+    assert roll(fake, 2).outcome == "rolled-back"
+    assert serving(fake) == [image(fake, 1)] * 2
+
+
+def test_unfinished_roll_must_be_decided_first(fake: FakeSite) -> None:
+    roll(fake, 1)
+    cut_short(fake, 2, at="admit after")
+    with pytest.raises(UnfinishedRoll) as caught:
+        roll(fake, 3)
+    assert "toolkit resume test" in (caught.value.hint or "")
+    assert "toolkit abort test" in (caught.value.hint or "")
+    with pytest.raises(UnfinishedRoll):
+        command.roll_back(fake.site, "app", None)
+
+
+MOMENTS = [
+    "launch before", "launch after", "register after", "admit before", "admit after",
+    "drain before", "drain after", "deregister after", "destroy before", "destroy after",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("at", MOMENTS)
+@pytest.mark.parametrize("strategy", ["rolling", "blue-green", "canary", "stateful"])
+@pytest.mark.parametrize("is_abort", [False, True])
+def test_cut_short_anywhere(make, strategy: str, at: str, is_abort: bool) -> None:
+    fake = make(strategy=strategy, machines=1 if strategy == "stateful" else 2)
+    roll(fake, 1)
+    cut_short(fake, 2, at=at)
+    results = (command.abort if is_abort else command.resume)(fake.site)
+    assert [one.outcome for one in results] in (
+        [["discarded"], ["rolled-back"]] if is_abort else [["rolled"]]
+    )
+    count = 1 if strategy == "stateful" else 2
+    assert serving(fake) == [image(fake, 1 if is_abort else 2)] * count
+    assert len(fake.provider.found) == count
+    assert fake.world.breaches == []
+    assert fake.site.ledger.first_break() is None
+    assert command.resume(fake.site) == []
+    assert command.abort(fake.site) == []
+
+
+def test_abort_after_the_switch_starts_what_was_removed(fake: FakeSite) -> None:
+    roll(fake, 1)
+    cut_short(fake, 2, at="destroy after", times=2)
+    assert [one.outcome for one in command.abort(fake.site)] == ["rolled-back"]
+    assert serving(fake) == [image(fake, 1)] * 2
+
+
+def test_resume_restarts_what_died_meanwhile_before_the_old_go(fake: FakeSite) -> None:
+    roll(fake, 1)
+    cut_short(fake, 2, at="deregister before")
+    for name, one in list(fake.provider.found.items()):
+        if one.image == image(fake, 2):
+            fake.provider.end(name)
+    assert [one.outcome for one in command.resume(fake.site)] == ["rolled"]
+    assert serving(fake) == [image(fake, 2)] * 2
+    assert fake.world.breaches == []
+
+
+def test_abort_restarts_an_old_machine_that_died_and_tests_it(fake: FakeSite) -> None:
+    roll(fake, 1)
+    cut_short(fake, 2, at="drain after")
+    old = [name for name, one in fake.provider.found.items() if one.image == image(fake, 1)]
+    for name in old:
+        fake.provider.end(name)
+    assert [one.outcome for one in command.abort(fake.site)] == ["rolled-back"]
+    assert serving(fake) == [image(fake, 1)] * 2
+    assert fake.world.breaches == []
+
+
+def test_balancer_that_is_away_leaves_a_roll_that_can_be_taken_up(fake: FakeSite) -> None:
+    roll(fake, 1)
+
+    def vanish(name: str) -> None:
+        if name == "admit after":
+            fake.pool.is_reachable = False
+
+    fake.world.at = vanish
+    with pytest.raises(OutsideError) as caught:
+        roll(fake, 2)
+    assert "toolkit resume test" in (caught.value.hint or "")
+    fake.world.at = lambda _name: None
+    fake.pool.is_reachable = True
+    assert [one.outcome for one in command.resume(fake.site)] == ["rolled-back"]
+    assert serving(fake) == [image(fake, 1)] * 2
+
+
+def test_dead_machine_is_replaced_and_forgotten(fake: FakeSite) -> None:
+    roll(fake, 1)
+    fake.provider.end(sorted(fake.provider.found)[0])
+    assert roll(fake, 2).outcome == "rolled"
+    assert serving(fake) == [image(fake, 2)] * 2
+    assert len(fake.site.ledger.machines("test")) == 2
+    assert bring_up(fake.site) == []
+
+
+def test_hooks_run_once_in_each_roll_however_often_it_is_resumed(fake: FakeSite) -> None:
+    roll(fake, 1)
+    fake.hooks.ran.clear()
+    cut_short(fake, 2, at="drain after")
+    command.resume(fake.site)
+    assert [playbook for playbook, _ in fake.hooks.ran] == ["before.yml", "after.yml"]
+
+
+def test_same_playbook_before_and_after_runs_twice(make) -> None:
+    fake = make()
+    role = replace(fake.site.project.roles["app"], before_hook="x.yml", after_hook="x.yml")
+    project = replace(fake.site.project, roles={"app": role})
+    fake = replace(fake, site=replace(fake.site, project=project))
+    roll(fake, 1)
+    assert [playbook for playbook, _ in fake.hooks.ran] == ["x.yml", "x.yml"]
+
+
+def test_hook_that_fails_before_the_switch_is_a_discarded_roll(fake: FakeSite) -> None:
+    roll(fake, 1)
+    fake.hooks.is_failing = True
+    assert roll(fake, 2).outcome == "discarded"
+    assert serving(fake) == [image(fake, 1)] * 2
+
+
+def test_hook_that_fails_after_the_switch_leaves_the_choice(make) -> None:
+    fake = make(strategy="blue-green")
+    roll(fake, 1)
+    run = fake.hooks.run
+
+    def fail_after(playbook: str, machine: str) -> None:
+        if playbook == "after.yml":
+            raise ToolkitError("no")
+        run(playbook, machine)
+
+    fake.hooks.run = fail_after
+    with pytest.raises(ToolkitError, match="no"):
+        roll(fake, 2)
+    assert [one.outcome for one in command.abort(fake.site)] == ["rolled-back"]
+    assert serving(fake) == [image(fake, 1)] * 2
+
+
+def test_rollback_goes_to_warm_machines_and_tests_them(make) -> None:
+    fake = make(strategy="blue-green", keep_warm_s=600.0)
+    roll(fake, 1)
+    first = set(fake.provider.found)
+    roll(fake, 2)
+    result = command.roll_back(fake.site, "app", None)
+    assert result.outcome == "rolled"
+    assert len(result.report.smoke) == 2
+    assert "launch" not in result.report.seconds
+    assert serving(fake) == [image(fake, 1)] * 2
+    assert set(result.machines) == first
+
+
+def test_rollback_starts_machines_where_none_are_warm(fake: FakeSite) -> None:
+    roll(fake, 1)
+    roll(fake, 2)
+    assert command.roll_back(fake.site, "app", None).outcome == "rolled"
+    assert serving(fake) == [image(fake, 1)] * 2
+    assert previous_image(fake.site, "app") == image(fake, 2)
+    assert command.roll_back(fake.site, "app", image(fake, 3)).outcome == "rolled"
+    assert serving(fake) == [image(fake, 3)] * 2
+
+
+def test_rollback_of_the_first_version_has_nowhere_to_go(fake: FakeSite) -> None:
+    roll(fake, 1)
+    with pytest.raises(NotFound):
+        command.roll_back(fake.site, "app", None)
+
+
+def test_up_leaves_an_unfinished_roll_alone(fake: FakeSite) -> None:
+    roll(fake, 1)
+    cut_short(fake, 2, at="deregister after")
+    before = fake.pool.serving()
+    assert bring_up(fake.site) == []
+    assert fake.pool.serving() == before
+
+
+def test_up_that_was_cut_short_is_done_by_the_next(fake: FakeSite) -> None:
+    roll(fake, 1)
+    dead = sorted(fake.provider.found)[0]
+    fake.provider.end(dead)
+    fake.smoke.bad_images = {image(fake, 1)}
+    with pytest.raises(SmokeTestsFailed):
+        bring_up(fake.site)
+    fake.smoke.bad_images = set()
+    assert bring_up(fake.site) == [dead]
+    assert serving(fake) == [image(fake, 1)] * 2
+
+
+def test_down_ends_an_unfinished_roll(fake: FakeSite) -> None:
+    roll(fake, 1)
+    cut_short(fake, 2, at="admit after")
+    take_down(fake.site)
+    assert fake.site.ledger.unfinished_rolls("test") == []
+    assert fake.provider.found == {}
+    assert fake.site.ledger.machines("test") == []
+
+
+def test_orphans_are_found_and_removed(fake: FakeSite) -> None:
+    roll(fake, 1)
+    known = next(iter(fake.provider.found.values()))
+    fake.provider.found["stray"] = replace(known, name="stray", address="10.9.0.50")
+    assert find_orphans(fake.site) == ["stray"]
+    assert remove_orphans(fake.site) == ["stray"]
+    assert find_orphans(fake.site) == []
+
+
+def record(name: str, standing: str = "member") -> MachineRecord:
+    address = f"10.0.0.{ord(name) - 96}"
+    return MachineRecord(name, "test", "app", "i", None, address, standing, "x", 1.0)
+
+
+def machine(name: str, state: MachineState = MachineState.RUNNING) -> Machine:
+    return Machine(name, "test", "app", "i", f"10.0.0.{ord(name) - 96}", state, 1.0)
+
+
+def target(name: str, state: TargetState = TargetState.READY) -> Target:
+    return Target(f"slot-{name}", f"10.0.0.{ord(name) - 96}", state, True, 0)
+
+
+@pytest.mark.parametrize(
+    ("records", "machines", "targets", "expected"),
+    [
+        ([record("a")], [machine("a")], [target("a")], []),
+        ([record("a")], [], [target("a")], ["does not"]),
+        ([record("a")], [machine("a", MachineState.STOPPED)], [target("a")], ["does not"]),
+        ([record("a")], [machine("a")], [], ["no place"]),
+        ([record("a")], [machine("a")], [target("a", TargetState.DRAINING)], ["drained"]),
+        ([record("a", "warm")], [machine("a")], [target("a")], ["has it ready"]),
+        ([record("a", "warm")], [machine("a")], [target("a", TargetState.DRAINING)], []),
+        ([record("a", "warm")], [machine("a")], [], []),
+        ([], [], [target("b")], ["no machine of ours"]),
+    ],
+)
+def test_drift(records: list, machines: list, targets: list, expected: list[str]) -> None:
+    found = find_drift(records, machines, targets)
+    assert len(found) == len(expected)
+    assert all(words in sentence for words, sentence in zip(expected, found, strict=True))

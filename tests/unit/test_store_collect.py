@@ -1,0 +1,180 @@
+"""Garbage of the store, and machines past their time: what is used is never touched."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from tests.support.fakes import FakeSite, make_deployment, make_image, make_site
+from toolkit.ledger.ledger import open_ledger
+from toolkit.model import Image, Release
+from toolkit.roll import command, expire
+from toolkit.roll.prepare import Wanted
+from toolkit.store.collect import find_garbage
+
+
+def release(number: int, *images: Image) -> Release:
+    by_role = {image.role: image.digest for image in images}
+    return Release(f"r{number}", "shop", "c", False, by_role, float(number))
+
+
+OLD, NEW, OTHER = (
+    make_image("app", 1, "base", "old"),
+    make_image("app", 2, "base", "new"),
+    make_image("web", 3, "base", "web"),
+)
+RELEASES = [release(2, NEW, OTHER), release(1, OLD, OTHER)]
+LAYERS = {"sha256:base", "sha256:old", "sha256:new", "sha256:web", "sha256:stray"}
+
+
+@pytest.mark.parametrize(
+    ("keep", "in_use", "releases", "images", "layers"),
+    [
+        (2, set(), (), (), ("sha256:stray",)),
+        (1, set(), ("r1",), (OLD.digest,), ("sha256:old", "sha256:stray")),
+        (1, {OLD.digest}, (), (), ("sha256:stray",)),
+    ],
+)
+def test_garbage(keep: int, in_use: set, releases: tuple, images: tuple, layers: tuple) -> None:
+    found = find_garbage(
+        releases=RELEASES,
+        images=[OLD, NEW, OTHER],
+        layers=LAYERS,
+        in_use=in_use,
+        keep_releases=keep,
+    )
+    assert (found.releases, found.images, found.layers) == (releases, images, layers)
+
+
+names = st.sampled_from("abcdefgh")
+images_strategy = st.lists(
+    st.builds(make_image, st.sampled_from(["app", "web"]), st.integers(1, 30), names, names),
+    max_size=8,
+    unique_by=lambda image: image.digest,
+)
+
+
+@given(images_strategy, st.data())
+def test_what_is_used_is_never_garbage(images: list[Image], data) -> None:
+    releases = []
+    if images:
+        groups = st.lists(st.lists(st.sampled_from(images), min_size=1), max_size=5)
+        releases = [release(n, *group) for n, group in enumerate(data.draw(groups))][::-1]
+    in_use = set(data.draw(st.lists(st.sampled_from(images)))) if images else set()
+    in_use = {image.digest for image in in_use}
+    keep = data.draw(st.integers(1, 3))
+    layers = {f"sha256:{letter}" for letter in "abcdefghxy"}
+    found = find_garbage(
+        releases=releases, images=images, layers=layers, in_use=in_use, keep_releases=keep
+    )
+    kept = {image.digest for image in images} - set(found.images)
+    assert in_use <= kept
+    for one in releases[:keep]:
+        assert set(one.images.values()) <= kept
+        assert one.id not in found.releases
+    for image in images:
+        if image.digest in kept:
+            assert not {layer.digest for layer in image.layers} & set(found.layers)
+    for one in releases:
+        if one.id not in found.releases:
+            assert set(one.images.values()) <= kept, "a release that is kept has all its images"
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Iterator[FakeSite]:
+    ledger = open_ledger(tmp_path / "ledger.db")
+    yield make_site(ledger, make_deployment(strategy="blue-green", keep_warm_s=600.0))
+    ledger.close()
+
+
+def roll(fake: FakeSite, version: int) -> None:
+    images = list(reversed(fake.site.images.images()))
+    image = images[version - 1]
+    wanted = Wanted(image, fake.site.images.release_of(image.digest))
+    result = command.roll_role(fake.site, "app", wanted)
+    assert result.outcome == "rolled", result.error
+
+
+def by_standing(fake: FakeSite, standing: str) -> set[str]:
+    return {one.name for one in fake.site.ledger.machines("test") if one.standing == standing}
+
+
+def test_warm_machines_stay_until_their_window_has_passed(fake: FakeSite) -> None:
+    roll(fake, 1)
+    roll(fake, 2)
+    warm = by_standing(fake, "warm")
+    assert len(warm) == 2
+    assert expire.retire(fake.site, is_dry_run=False) == []
+
+    fake.site.ledger.set_standing(sorted(warm), "warm", warm_until=time.time() - 1)
+    assert set(expire.retire(fake.site, is_dry_run=True)) == warm
+    assert by_standing(fake, "warm") == warm
+    assert set(expire.retire(fake.site, is_dry_run=False)) == warm
+    assert set(fake.provider.found) == by_standing(fake, "member")
+    assert len(fake.pool.serving()) == 2
+
+
+def test_warm_machine_that_has_ended_is_of_no_use(fake: FakeSite) -> None:
+    roll(fake, 1)
+    roll(fake, 2)
+    dead = sorted(by_standing(fake, "warm"))[0]
+    fake.provider.end(dead)
+    assert expire.retire(fake.site, is_dry_run=False) == [dead]
+
+
+def test_machine_that_nobody_knows_goes(fake: FakeSite) -> None:
+    roll(fake, 1)
+    known = fake.site.ledger.machines("test")[0]
+    inputs = replace(known, name="stranger", address="10.9.0.60")
+    fake.provider.found["stranger"] = replace(
+        fake.provider.found[known.name], name="stranger", address=inputs.address
+    )
+    assert expire.retire(fake.site, is_dry_run=True) == ["stranger"]
+    assert expire.retire(fake.site, is_dry_run=False) == ["stranger"]
+    assert "stranger" not in fake.provider.found
+
+
+def test_unfinished_roll_keeps_everything_in_place(fake: FakeSite) -> None:
+    roll(fake, 1)
+    roll(fake, 2)
+    warm = by_standing(fake, "warm")
+    fake.site.ledger.set_standing(sorted(warm), "warm", warm_until=1.0)
+    newest = fake.site.ledger.rolls("test")[0]
+    fake.site.ledger.start_roll(replace(newest, id="roll-x", outcome="running"))
+    assert expire.retire(fake.site, is_dry_run=True) == []
+    assert expire.retire(fake.site, is_dry_run=False) == []
+    assert by_standing(fake, "warm") == warm
+
+
+def test_images_that_serve_are_warm_or_were_before_are_in_use(fake: FakeSite) -> None:
+    images = [one.digest for one in reversed(fake.site.images.images())]
+    roll(fake, 1)
+    roll(fake, 3)
+    assert expire.images_in_use(fake.site) == {images[0], images[2]}
+    roll(fake, 2)
+    assert expire.images_in_use(fake.site) == {images[2], images[1]}
+
+
+def test_rollback_between_looking_and_acting_keeps_its_machines(fake: FakeSite) -> None:
+    """What has expired is decided under the lease, not before."""
+    roll(fake, 1)
+    roll(fake, 2)
+    warm = sorted(by_standing(fake, "warm"))
+    fake.site.ledger.set_standing(warm, "warm", warm_until=1.0)
+    held = expire.lease.held
+
+    def hold_late(*arguments, **keywords):
+        command.roll_back(fake.site, "app", None)
+        return held(*arguments, **keywords)
+
+    expire.lease = type("Late", (), {"held": staticmethod(hold_late)})
+    try:
+        expire.retire(fake.site, is_dry_run=False)
+    finally:
+        expire.lease = command.lease
+    assert by_standing(fake, "member") == set(warm)
+    assert len(fake.pool.serving()) == 2

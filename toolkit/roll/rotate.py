@@ -1,0 +1,301 @@
+"""Rotation of a secret in use, from a new value to the proof that the old one is dead.
+
+    1. the new value is in the vaults, beside the old one
+    2. machines whose role can renew it take it up while they run; both values are good
+    3. the machines of the other roles are replaced, each role after those that it uses
+    4. the old value is revoked
+    5. the services themselves refuse it, or no longer show it
+    6. the old value leaves the vaults
+
+Every step looks at what is there and does what is missing: after an interruption the same command
+goes on.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from toolkit import shell
+from toolkit.errors import ConfigurationError, OutsideError, ToolkitError
+from toolkit.ledger.ledger import MachineRecord
+from toolkit.progress import step
+from toolkit.project.model import SecretSpec
+from toolkit.roll import lease
+from toolkit.roll.command import need_settled, need_up, resume, roll_role
+from toolkit.roll.journal import Journal
+from toolkit.roll.lease import Lease
+from toolkit.roll.prepare import choose, gather_inputs
+from toolkit.roll.site import Site
+from toolkit.secrets.document import Entry
+from toolkit.secrets.grants import BALANCER, Matrix
+from toolkit.secrets.rotate import Rotation
+from toolkit.secrets.served import serial, served_certificate
+
+ACCEPTED, REFUSED = 0, 1
+"""Exit codes of a role's `smoke/accepts_<secret>.py`."""
+
+PROBE_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class RotationReport:
+    """How a rotation ended.
+
+    Attributes:
+        environment: Where.
+        secret: Name of the secret.
+        version: The new one.
+        roles: Role to what was done: `renewed`, `rolled` or `unchanged`.
+        proofs: What the services themselves said; empty where no role has a way to ask.
+        seconds: Wall time.
+    """
+
+    environment: str
+    secret: str
+    version: int
+    roles: dict[str, str]
+    proofs: list[dict[str, str]]
+    seconds: float
+
+    def as_data(self) -> dict[str, Any]:
+        """Return it for JSON and the ledger."""
+        return {
+            "environment": self.environment,
+            "secret": self.secret,
+            "version": self.version,
+            "roles": self.roles,
+            "proofs": self.proofs,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def start(site: Site, name: str) -> None:
+    """Record that a rotation begins, unless it could not be finished.
+
+    A roll that an interrupted rotation of the same secret left behind is finished first.
+
+    Args:
+        site: Where.
+        name: Of the secret.
+
+    Raises:
+        ConfigurationError: It is not up.
+        UnfinishedRoll: A roll was cut short.
+    """
+    need_up(site)
+    if _is_under_way(site, name):
+        for result in resume(site):
+            if result.error is not None:
+                raise result.error
+    else:
+        need_settled(site)
+    site.ledger.append("rotation.started", {"secret": name}, environment=site.environment.name)
+
+
+def carry_out(
+    site: Site, matrix: Matrix, rotation: Rotation, *, namespace: str, wait_s: float = 0.0
+) -> RotationReport:
+    """Bring a new value to whoever knows the old one, and prove that the old one is dead.
+
+    Args:
+        site: Where.
+        matrix: Says whose machines can renew the secret while they run.
+        rotation: The new and the old value.
+        namespace: The environment's network namespace; the services are asked from there.
+        wait_s: How long to queue for the lease.
+
+    Raises:
+        ToolkitError: A roll failed, or the old value is still good; the same command goes on.
+    """
+    began = time.monotonic()
+    name = site.environment.name
+    specs = {role: matrix.secret(name, role, rotation.name) for role in rotation.roles}
+    live = [role for role in site.environment.deployments if role in specs and _members(site, role)]
+    renewing = [role for role in live if specs[role].renew]
+    done: dict[str, str] = {}
+    for role in renewing:
+        done[role] = _renew(site, role, specs[role], wait_s=wait_s)
+    for role in live:
+        if role not in renewing:
+            done[role] = _roll(site, role, wait_s=wait_s)
+    if BALANCER in rotation.roles:
+        with step(site.progress, "renew the balancer's certificate"):
+            site.balancer.renew()
+        done[BALANCER] = "renewed"
+    for role in renewing:
+        _revoke(site, role, specs[role], wait_s=wait_s)
+    with step(site.progress, f"ask the services about {rotation.name}"):
+        proofs = _prove(site, rotation, live, namespace=namespace)
+    report = RotationReport(
+        name, rotation.name, rotation.new.version, done, proofs, time.monotonic() - began
+    )
+    site.ledger.append("rotation.finished", report.as_data(), environment=name)
+    return report
+
+
+def _is_under_way(site: Site, name: str) -> bool:
+    """Whether the last rotation of a secret was cut short."""
+    kinds = ["rotation.started", "rotation.finished"]
+    entries = site.ledger.entries(environment=site.environment.name, kinds=kinds)
+    last = next((one for one in entries if one["data"]["secret"] == name), None)
+    return last is not None and last["kind"] == "rotation.started"
+
+
+@contextmanager
+def _held(site: Site, doing: str, wait_s: float) -> Iterator[Lease]:
+    with lease.held(site.ledger, site.environment.name, doing=doing, wait_s=wait_s) as held:
+        need_settled(site)
+        yield held
+
+
+def _members(site: Site, role: str) -> list[MachineRecord]:
+    return [one for one in site.ledger.machines(site.environment.name, role) if one.is_member]
+
+
+def _renew(site: Site, role: str, spec: SecretSpec, *, wait_s: float) -> str:
+    """Have the machines of a role take up the new value while they run."""
+    what = f"{role}: renew {spec.name}"
+    with _held(site, what, wait_s) as held:
+        inputs = gather_inputs(site, role)
+        stale = [one for one in _members(site, role) if one.inputs != inputs.digest]
+        journal = Journal(held.ledger, _place(site, role), scope="rotate")
+        for one in stale:
+            order = inputs.order(one.name, image=one.image, address=one.address)
+            with (
+                step(site.progress, f"{what} in {one.name}"),
+                journal.effect("renew", {"secret": spec.name, "machine": one.name}),
+            ):
+                site.provider.renew(order, [_program(spec), "renew"])
+                held.ledger.set_inputs([one.name], inputs.digest)
+    return "renewed" if stale else "unchanged"
+
+
+def _revoke(site: Site, role: str, spec: SecretSpec, *, wait_s: float) -> None:
+    """Have the machines of a role refuse every earlier value."""
+    what = f"{role}: revoke the old {spec.name}"
+    with _held(site, what, wait_s) as held:
+        inputs = gather_inputs(site, role)
+        journal = Journal(held.ledger, _place(site, role), scope="rotate")
+        for one in _members(site, role):
+            order = inputs.order(one.name, image=one.image, address=one.address)
+            with (
+                step(site.progress, f"{what} in {one.name}"),
+                journal.effect("revoke", {"secret": spec.name, "machine": one.name}),
+            ):
+                site.provider.renew(order, [_program(spec), "revoke"])
+
+
+def _roll(site: Site, role: str, *, wait_s: float) -> str:
+    """Replace the machines of a role by such of the same image."""
+    image = _members(site, role)[-1].image
+    wanted = choose(site, [role], image, None)[role]
+    result = roll_role(site, role, wanted, wait_s=wait_s)
+    if result.error is not None:
+        raise type(result.error)(
+            f"{site.environment.name} {role}: {result.error.message}",
+            hint="the old value is still good; run the same command again to go on",
+        )
+    return result.outcome
+
+
+def _prove(
+    site: Site, rotation: Rotation, live: Sequence[str], *, namespace: str
+) -> list[dict[str, str]]:
+    """Ask every service that can tell whether the new value is good and the old one dead.
+
+    Raises:
+        ToolkitError: A service says otherwise.
+    """
+    proofs: list[dict[str, str]] = []
+    if rotation.spec.kind == "tls":
+        for role, host, port, space in _tls_places(site, rotation, live, namespace):
+            shown = serial(served_certificate(host, port, namespace=space).encode())
+            _need(shown == serial(rotation.new.parts["certificate"]), role, host, rotation, "new")
+            _need(shown != serial(rotation.old.parts["certificate"]), role, host, rotation, "old")
+            proofs.append(_proof(role, f"{host}:{port}", "the old certificate is not served"))
+        return proofs
+    for role in live:
+        probe = site.project.role_directory(role) / "smoke" / f"accepts_{rotation.name}.py"
+        if not probe.is_file():
+            continue
+        port = site.project.roles[role].port
+        gateway = str(next(site.environment.network.hosts()))
+        for host in (gateway, *(one.address for one in _members(site, role))):
+            for entry, wanted in ((rotation.new, ACCEPTED), (rotation.old, REFUSED)):
+                code = _ask([str(probe)], entry, host=host, port=port, namespace=namespace)
+                age = "new" if wanted == ACCEPTED else "old"
+                _need(code == wanted, role, host, rotation, age)
+            proofs.append(_proof(role, f"{host}:{port}", "the old value is refused"))
+    return proofs
+
+
+def _tls_places(
+    site: Site, rotation: Rotation, live: Sequence[str], namespace: str
+) -> list[tuple[str, str, int, str | None]]:
+    places: list[tuple[str, str, int, str | None]] = [
+        (role, one.address, site.project.roles[role].port, namespace)
+        for role in live
+        if site.project.roles[role].protocol == "https"
+        for one in _members(site, role)
+    ]
+    if BALANCER in rotation.roles:
+        for deployment in site.environment.deployments.values():
+            if deployment.public:
+                host, _, port = deployment.public.rpartition(":")
+                places.append((BALANCER, host, int(port), None))
+    return places
+
+
+def _ask(program: Sequence[str], entry: Entry, *, host: str, port: int, namespace: str) -> int:
+    """Run a role's probe in the environment's network; the value goes through a pipe.
+
+    Raises:
+        OutsideError: It could not ask.
+    """
+    order = {
+        "host": host,
+        "port": port,
+        "version": entry.version,
+        "value": base64.b64encode(entry.parts["value"]).decode(),
+    }
+    done = shell.run(
+        ["nsenter", f"--net=/run/netns/{namespace}", sys.executable, "-I", *program],
+        env=shell.environment(),
+        timeout_s=PROBE_TIMEOUT_S,
+        stdin=json.dumps(order).encode(),
+        is_checked=False,
+    )
+    if done.exit_code not in {ACCEPTED, REFUSED}:
+        raise OutsideError(f"{host}:{port} could not be asked: {done.error_text[-300:]}")
+    return done.exit_code
+
+
+def _need(is_so: bool, role: str, host: str, rotation: Rotation, age: str) -> None:
+    if is_so:
+        return
+    problem = "is not in use" if age == "new" else "is still good"
+    raise ToolkitError(
+        f"the {age} value of {rotation.name} {problem} at {role} {host}",
+        hint="run the same command again; 'toolkit history' shows what was done",
+    )
+
+
+def _proof(role: str, place: str, what: str) -> dict[str, str]:
+    return {"role": role, "place": place, "observed": what}
+
+
+def _program(spec: SecretSpec) -> str:
+    if spec.renew is None:
+        raise ConfigurationError(f"no program renews {spec.name}")
+    return spec.renew
+
+
+def _place(site: Site, role: str) -> dict[str, Any]:
+    return {"environment": site.environment.name, "role": role}
