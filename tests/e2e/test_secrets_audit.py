@@ -241,7 +241,13 @@ def test_environments_cannot_reach_each_other(pair):
         public = site.environment.deployments["web"].public
     host, _, port = public.rpartition(":")
     everywhere = [*targets, (host, int(port))]
-    _, control = pair.inside(OTHER, "web", REACH.format(targets=targets))
-    assert control.text.count("reached") == len(targets)
+    # A service that was started a moment ago may not listen yet.
+    deadline = time.monotonic() + LIMIT_S
+    while True:
+        _, control = pair.inside(OTHER, "web", REACH.format(targets=targets))
+        if control.text.count("reached") == len(targets) or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    assert control.text.count("reached") == len(targets), control.text
     _, done = pair.inside(pair.environment, "web", REACH.format(targets=everywhere))
     assert done.text.count("refused") == len(everywhere), done.text

@@ -3,7 +3,7 @@
 A layer passes it between being sealed and being stored. Its tree is checked by the rules of
 `toolkit.bake.leak_rules`; tree and sealed file are searched for the values of all vaults whose
 keys are in files here; and whatever was seen while the role was applied counts too. See
-docs/decisions/0003-leak-gate.md.
+docs/decisions/0010-leak-gate.md.
 """
 
 from __future__ import annotations

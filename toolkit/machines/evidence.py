@@ -100,7 +100,7 @@ def gather(spool: Spool, *, init_pid: int, group: str, log: Path) -> None:
         group: Its control group.
         log: What its console printed.
     """
-    gather_processes(spool, set(cgroups.processes(group)))
+    gather_processes(spool, {*cgroups.processes(group), *_namesakes(init_pid)})
     root = f"/proc/{init_pid}/root"
     for place, path in _written(init_pid):
         _add_tree(spool, place, path)
@@ -132,6 +132,17 @@ def digests(init_pid: int, key: bytes) -> dict[str, str]:
     )
     found: dict[str, str] = json.loads(done.stdout)
     return found
+
+
+def _namesakes(init_pid: int) -> Iterator[int]:
+    """Yield the processes that the machine's own see: one that entered it is in no group of it."""
+    wanted = os.stat(f"/proc/{init_pid}/ns/pid").st_ino  # noqa: PTH116
+    for name in os.listdir("/proc"):  # noqa: PTH208
+        try:
+            if name.isdigit() and os.stat(f"/proc/{name}/ns/pid").st_ino == wanted:  # noqa: PTH116
+                yield int(name)
+        except OSError:
+            continue
 
 
 def _written(init_pid: int) -> Iterator[tuple[str, str]]:
