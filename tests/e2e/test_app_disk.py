@@ -27,6 +27,7 @@ CONFIG = {
     "machine": "app-disk-1",
     "endpoints": {"database": "127.0.0.1:1"},
     "settings": {"title": "Booted from a disk", "workers": 1},
+    "secret_versions": {"database_password": 1},
 }
 
 
