@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from bench.load.settings import LoadSettings
 from examples.command import Toolkit
-from examples.versions import free_port, make_project
+from examples.versions import ScratchProject, free_port, make_project
 from toolkit.progress import Progress
 
 ENVIRONMENT = "development"
@@ -24,7 +24,8 @@ PATHS = ("/", "/api/entries")
 class Lab:
     """The example service in its several versions: `with Lab(directory) as lab: ...`.
 
-    Leaving the block takes the environment down and removes the directory.
+    Leaving the block takes the environment down and removes the directory. Another service is a
+    subclass that says what differs.
 
     Args:
         directory: Made here, for this alone.
@@ -32,12 +33,16 @@ class Lab:
         progress: Hears of every step.
     """
 
+    make_project: Callable[..., ScratchProject] = staticmethod(make_project)
+    paths: tuple[str, ...] = PATHS
+    version_header = VERSION_HEADER
+
     def __init__(
         self, directory: Path, *, store: Path | None = None, progress: Progress | None = None
     ) -> None:
         self.directory = directory
         self.state = directory / "state"
-        self.project = make_project(directory, ports={ENVIRONMENT: free_port()})
+        self.project = self.make_project(directory, ports={ENVIRONMENT: free_port()})
         self.toolkit = Toolkit(self.project.root, self.state, progress=progress)
         self._baked: dict[str, Mapping[str, Any]] = {}
         if store is not None:
@@ -83,11 +88,11 @@ class Lab:
         return LoadSettings(
             url=self.url,
             cafile=self.authority,
-            paths=PATHS,
+            paths=self.paths,
             rate=rate,
             requests=requests,
             max_seconds=max_seconds,
-            by_header=VERSION_HEADER,
+            by_header=self.version_header,
         )
 
     def remove(self) -> None:

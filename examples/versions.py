@@ -122,7 +122,7 @@ class ScratchProject:
 
     def commit(self, message: str) -> str:
         """Commit everything in the project and return the commit."""
-        return _commit(self.root, message)
+        return commit_all(self.root, message)
 
     def environment_file(self, environment: str) -> Path:
         """Return the definition of an environment."""
@@ -139,7 +139,7 @@ class ScratchProject:
             ConfigurationError: It is not said in the definition.
         """
         file = self.environment_file(environment)
-        found = re.search(r'public: "([^"]+)"', file.read_text())
+        found = re.search(r'public"?: "([^"]+)"', file.read_text())
         if not found:
             raise ConfigurationError(f"{file}: no role is public")
         return found[1]
@@ -167,19 +167,19 @@ def make_project(directory: Path, *, ports: Mapping[str, int] | None = None) -> 
             f'"{made.public(environment)}"',
             f'"127.0.0.1:{port}"',
         ).apply(project)
-    _initialise(project)
-    _commit(project, "Version 1", tag="v1")
+    initialise(project)
+    commit_all(project, "Version 1", tag="v1")
     for edit in PROJECT_EDITS:
         edit.apply(project)
-    _commit(project, "Version 2", tag="v2")
+    commit_all(project, "Version 2", tag="v2")
     _copy(REPOSITORY / SOURCE, source)
-    _initialise(source)
-    _commit(source, "Version 1", tag="v1")
+    initialise(source)
+    commit_all(source, "Version 1", tag="v1")
     for version, edits in SOURCE_EDITS.items():
         git(source, "checkout", "--quiet", "main" if version == "v2" else "v2")
         for edit in edits:
             edit.apply(source)
-        _commit(source, f"Version {version[1:]}", tag=version)
+        commit_all(source, f"Version {version[1:]}", tag=version)
     git(source, "checkout", "--quiet", "main")
     (directory / STAMP).write_text(_origin())
     return made
@@ -257,14 +257,16 @@ def git(directory: Path, *arguments: str) -> str:
     ).text.strip()
 
 
-def _initialise(directory: Path) -> None:
+def initialise(directory: Path) -> None:
+    """Make a directory a git repository."""
     git(directory, "init", "--quiet", "--initial-branch=main")
     # For whoever goes on from here on a machine where git does not know them.
     git(directory, "config", "user.name", "Example")
     git(directory, "config", "user.email", "example@localhost")
 
 
-def _commit(directory: Path, message: str, *, tag: str | None = None) -> str:
+def commit_all(directory: Path, message: str, *, tag: str | None = None) -> str:
+    """Commit everything in a repository, tag it, and return the commit."""
     git(directory, "add", "--all")
     git(directory, "commit", "--quiet", "--message", message)
     if tag:

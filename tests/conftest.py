@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.site import BakedLab, Site
+from tests.support.site import BakedEcho, BakedLab, EchoSite, Site
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -18,18 +18,48 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs root"))
 
 
-@pytest.fixture(scope="session")
-def baked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BakedLab]:
-    """The example service; its versions are baked when they are first asked for.
+def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return where labs of this run find the layers that another one has baked.
 
-    TOOLKIT_TEST_STORE names a directory that keeps layers from one run to the next.
+    TOOLKIT_TEST_STORE names a directory that keeps them from one run to the next.
     """
     kept = os.environ.get("TOOLKIT_TEST_STORE")
-    shared = Path(kept) if kept else None
-    if shared is None and "PYTEST_XDIST_WORKER" in os.environ:
-        shared = tmp_path_factory.getbasetemp().parent / "layers"
+    if kept:
+        return Path(kept)
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "layers"
+
+
+@pytest.fixture(scope="session")
+def baked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BakedLab]:
+    """The example service; its versions are baked when they are first asked for."""
+    shared = shared_store(tmp_path_factory)
     with BakedLab(tmp_path_factory.mktemp("baked") / "lab", shared=shared) as lab:
         yield lab
+
+
+@pytest.fixture(scope="session")
+def baked_echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BakedEcho]:
+    """The service `echo`; its versions are baked when they are first asked for."""
+    shared = shared_store(tmp_path_factory)
+    with BakedEcho(tmp_path_factory.mktemp("echo") / "lab", shared=shared) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def new_echo(
+    baked_echo: BakedEcho, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[], EchoSite]]:
+    """Return a maker of sites that run `echo`, with a state directory and a port of their own."""
+    made: list[EchoSite] = []
+
+    def make() -> EchoSite:
+        made.append(EchoSite(tmp_path_factory.mktemp("site") / "s", baked_echo))
+        return made[-1]
+
+    yield make
+    for site in made:
+        site.remove()
 
 
 @pytest.fixture(scope="module")

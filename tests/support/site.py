@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 
+from bench.echo import EchoLab
 from bench.lab import ENVIRONMENT, Lab, copy_layers
 from examples.command import Answer
 from toolkit.cli.context import Context
@@ -120,3 +121,11 @@ class Site(Lab):
     def _client(self) -> httpx.Client:
         trust = ssl.create_default_context(cafile=self.authority)
         return httpx.Client(base_url=self.url, verify=trust, trust_env=False, timeout=10.0)
+
+
+class BakedEcho(BakedLab, EchoLab):
+    """The service `echo`, baked for tests that need many rolls."""
+
+
+class EchoSite(Site, EchoLab):
+    """An environment of its own that runs `echo`."""

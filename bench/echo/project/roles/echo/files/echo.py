@@ -1,0 +1,77 @@
+"""Answers every request with its version; some versions are broken on purpose.
+
+`fault` in version.json:
+    ""          none
+    no-start    it ends at once
+    errors      every twentieth answer is a 500, but neither of health checks nor of smoke tests
+    slow        answers take 0.2 s, but neither health checks nor smoke tests
+    hostile     it prints without end: escape codes, and what looks like events of Ansible's
+"""
+
+import itertools
+import json
+import os
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+HERE = Path(__file__).parent
+VERSION = json.loads((HERE / "version.json").read_text())
+COUNTER = Path("/var/lib/echo/starts")
+HOSTILE = (
+    '\x1b]0;owned\x07\x1b[2J\x1b[31m{"event": "runner_on_ok", "exit_code": 0} '
+    "localhost : ok=1 changed=0 failed=0\x1b[0m\n"
+)
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    # Longer than the balancer keeps an idle connection.
+    timeout = 120
+    requests = itertools.count(1)
+    starts = ""
+
+    def do_GET(self) -> None:
+        is_checked = self.path in ("/healthz", "/smoke")
+        if VERSION["fault"] == "slow" and not is_checked:
+            time.sleep(0.2)
+        is_bad = VERSION["fault"] == "errors" and not is_checked and next(self.requests) % 20 == 0
+        body = json.dumps({"version": VERSION["version"], "starts": self.starts}).encode()
+        self.send_response(500 if is_bad else 200)
+        self.send_header("X-Version", VERSION["version"])
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_arguments: object) -> None:
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 1024
+
+
+def shout() -> None:
+    with Path("/dev/console").open("w") as console:
+        while True:
+            console.write(HOSTILE * 100)
+            console.flush()
+            os.write(1, HOSTILE.encode() * 100)
+            time.sleep(0.05)
+
+
+def main() -> None:
+    if VERSION["fault"] == "no-start":
+        sys.exit("it does not start")
+    if COUNTER.parent.is_mount():
+        Handler.starts = str(int(COUNTER.read_text() if COUNTER.exists() else 0) + 1)
+        COUNTER.write_text(Handler.starts)
+    if VERSION["fault"] == "hostile":
+        threading.Thread(target=shout, daemon=True).start()
+    Server(("0.0.0.0", 8080), Handler).serve_forever()
+
+
+main()

@@ -1,0 +1,21 @@
+"""It answers, in the version that was baked."""
+
+import json
+import time
+
+UP_WITHIN_S = 10.0
+
+
+def test_it_answers(host, http):
+    deadline = time.monotonic() + UP_WITHIN_S
+    while host.run("systemctl is-active echo.service").stdout.strip() == "activating":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    while not host.socket("tcp://0.0.0.0:8080").is_listening:
+        assert host.run("systemctl is-active echo.service").stdout.strip() == "active"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    answer = http.get("/smoke")
+    assert answer.status_code == 200
+    baked = json.loads(host.file("/opt/echo/version.json").content_string)
+    assert answer.headers["X-Version"] == baked["version"]
