@@ -14,6 +14,8 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ import click
 from bench.lab import ENVIRONMENT, Lab
 from bench.load.process import LoadProcess
 from bench.load.report import Report
+from toolkit import shell
 from toolkit.errors import ConfigurationError, ToolkitError
 from toolkit.progress import Lines, step
 
@@ -60,15 +63,21 @@ class RollUnderLoad:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Image store with layers to use instead of baking them.",
 )
+@click.option(
+    "--spinners",
+    default=0,
+    type=click.IntRange(0, 64),
+    help="Processes that do nothing but take processor time meanwhile.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def main(requests: int, rate: float, store: Path | None, as_json: bool) -> None:
+def main(requests: int, rate: float, store: Path | None, spinners: int, as_json: bool) -> None:
     """Roll web and app between two versions under load.
 
     Exit code: 0 when every request was answered and every roll succeeded, 1 otherwise.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        rolls, report = measure(requests=requests, rate=rate, store=store)
+        rolls, report = measure(requests=requests, rate=rate, store=store, spinners=spinners)
     except ToolkitError as error:
         raise click.ClickException(f"{error.message}\n{error.hint or ''}".strip()) from None
     if as_json:
@@ -89,7 +98,7 @@ def main(requests: int, rate: float, store: Path | None, as_json: bool) -> None:
 
 
 def measure(
-    *, requests: int, rate: float, store: Path | None
+    *, requests: int, rate: float, store: Path | None, spinners: int = 0
 ) -> tuple[list[RollUnderLoad], Report]:
     """Bake, start, roll under load, and remove everything.
 
@@ -112,7 +121,10 @@ def measure(
         progress.note(f"{requests} requests, {rate:g} a second, to {lab.url}")
         last = time.monotonic() + requests / rate - LAST_ROLL_S
         rolls: list[RollUnderLoad] = []
-        with LoadProcess(settings, Path(scratch)) as load:
+        with (
+            spinning(spinners, Path(scratch), max_seconds=requests / rate + SPARE_S),
+            LoadProcess(settings, Path(scratch)) as load,
+        ):
             load.wait_for(requests_done=int(rate))
             for number, (role, version) in enumerate(itertools.cycle(TURNS)):
                 # The first two are what this is about, however short the load is.
@@ -124,6 +136,30 @@ def measure(
                     break
             report = load.wait()
         return rolls, report
+
+
+@contextmanager
+def spinning(count: int, scratch: Path, *, max_seconds: float) -> Iterator[None]:
+    """Keep processors busy while the body runs, but not for longer than `max_seconds`."""
+    program = (
+        f"import time; end = time.monotonic() + {max_seconds}\nwhile time.monotonic() < end: pass"
+    )
+    pids = [
+        shell.spawn(
+            [sys.executable, "-I", "-c", program],
+            env=shell.environment(),
+            log=scratch / f"spinner-{number}.log",
+        )
+        for number in range(count)
+    ]
+    try:
+        yield
+    finally:
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
 
 
 def _roll(lab: Lab, role: str, version: str) -> RollUnderLoad:

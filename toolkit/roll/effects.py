@@ -25,7 +25,11 @@ LINE_LIMIT = 240
 WATCH_POLL_S = 0.25
 WATCH_RENEW_S = 60.0
 UNHEALTHY_LIMIT_S = 2.0
-"""How long a machine that is watched, or relied on, may fail the balancer's own check."""
+"""How long the balancer may have taken a machine that is watched for unhealthy."""
+
+RECOVERY_LIMIT_S = 5.0
+"""How long a machine that is relied on has to pass the balancer's check again after a failed one;
+on a busy host one check in many is late."""
 
 SWITCHED = "roll.switched"
 
@@ -269,7 +273,7 @@ class Effects:
         Raises:
             DeadlineExceeded: One fails the balancer's check.
         """
-        self._crew.pool.await_healthy(self._addresses(machines), deadline_s=UNHEALTHY_LIMIT_S)
+        self._crew.pool.await_healthy(self._addresses(machines), deadline_s=RECOVERY_LIMIT_S)
 
     def running(self) -> set[str]:
         """Return the names of the machines that run, of all roles."""
