@@ -14,7 +14,7 @@ BUILD := .build
 PYTHON ?=
 # uv, which only `make lock` needs; where there is none, it is fetched into .build.
 UV ?= $(shell command -v uv || echo $(BUILD)/uv/bin/uv)
-# Arguments for `make demo`, `make bench-roll` and `make bench-bake`.
+# Arguments for `make demo` and the benchmarks.
 ARGS ?=
 
 TESTS := $(wildcard tests/unit tests/contract tests/integration tests/e2e tests/faults)
@@ -164,6 +164,10 @@ format: setup ## Put the code into its form: ruff
 .PHONY: bench-roll
 bench-roll: setup ## Roll under load and count what fails (ARGS=--help)
 	@$(BIN)/python -m bench.roll $(ARGS)
+
+.PHONY: bench-faults
+bench-faults: setup ## Roll under load while things break, and count what fails (ARGS=--help)
+	@$(BIN)/python -m bench.faults $(ARGS)
 
 .PHONY: bench-bake
 bench-bake: setup ## Measure bakes: cold, application only, unchanged (ARGS=--help)

@@ -2,64 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
 
 from toolkit.cli.context import Context, json_option, wait_option
 from toolkit.cli.roll import emit_results, plan_data, plan_text
+from toolkit.errors import ConfigurationError, NotFound
 
 if TYPE_CHECKING:
     from toolkit.roll.command import RollResult
 
+ROLL_PREFIX = "roll-"
+
 
 @click.command()
-@click.argument("environment")
+@click.argument("what", required=False, metavar="[ENVIRONMENT|ROLL]")
 @wait_option
 @json_option
 @click.pass_obj
-def resume(context: Context, environment: str, wait: float) -> None:
-    """Go on with a roll of ENVIRONMENT that was cut short.
+def resume(context: Context, what: str | None, wait: float) -> None:
+    """Go on with a roll that was cut short: of ENVIRONMENT, or the one called ROLL.
 
-    Machines and balancer are looked at afresh. A roll that was on its way back goes on that way.
+    Without either, the one there is. Machines and balancer are looked at afresh. A roll that was
+    on its way back goes on that way.
 
     \b
     Example:
+      toolkit resume
       toolkit resume production
     """
-    from toolkit import wiring
     from toolkit.roll import command
 
-    context.need_root()
-    with wiring.open_site(context, environment) as site:
-        command.need_up(site)
-        results = command.resume(site, wait_s=wait)
-    _emit(
-        context, environment, results, nothing="no roll was cut short: there is nothing to resume"
-    )
+    _take_up(context, what, command.resume, doing="resume", wait_s=wait)
 
 
 @click.command()
-@click.argument("environment")
+@click.argument("what", required=False, metavar="[ENVIRONMENT|ROLL]")
 @wait_option
 @json_option
 @click.pass_obj
-def abort(context: Context, environment: str, wait: float) -> None:
-    """Go back from a roll of ENVIRONMENT that was cut short, to the version that served before.
+def abort(context: Context, what: str | None, wait: float) -> None:
+    """Go back from a roll that was cut short, to the version that served before.
+
+    It is the one of ENVIRONMENT, or the one called ROLL; without either, the one there is.
 
     \b
     Example:
+      toolkit abort
       toolkit abort production
     """
-    from toolkit import wiring
     from toolkit.roll import command
 
-    context.need_root()
-    with wiring.open_site(context, environment) as site:
-        command.need_up(site)
-        results = command.abort(site, wait_s=wait)
-    _emit(context, environment, results, nothing="no roll is under way: there is nothing to abort")
+    _take_up(context, what, command.abort, doing="abort", wait_s=wait)
 
 
 @click.command()
@@ -114,10 +110,57 @@ def rollback(
     emit_results(context, environment, results, is_single=role is not None)
 
 
-def _emit(
-    context: Context, environment: str, results: Sequence[RollResult], *, nothing: str
+def _take_up(
+    context: Context,
+    what: str | None,
+    act: Callable[..., list[RollResult]],
+    *,
+    doing: str,
+    wait_s: float,
 ) -> None:
-    if not results:
-        context.emit([], nothing)
+    from toolkit import wiring
+    from toolkit.roll.command import need_up
+
+    context.need_root()
+    environment = _environment_of(context, what)
+    results: list[RollResult] = []
+    if environment is not None:
+        with wiring.open_site(context, environment) as site:
+            need_up(site)
+            results = act(site, wait_s=wait_s)
+    if not results or environment is None:
+        context.emit([], f"no roll was cut short: there is nothing to {doing}")
         return
     emit_results(context, environment, results, is_single=False)
+
+
+def _environment_of(context: Context, what: str | None) -> str | None:
+    """Return the environment that an operator means, or None when nothing is unfinished.
+
+    Raises:
+        NotFound: No unfinished roll has that name.
+        ConfigurationError: Several environments have one, and none was named.
+    """
+    from toolkit.project.load import environment_names
+    from toolkit.wiring import open_ledger
+
+    names = environment_names(context.project)
+    if what in names or (what is not None and not what.startswith(ROLL_PREFIX)):
+        # One that does not exist is refused where it is opened.
+        return what
+    with open_ledger(context.state) as ledger:
+        unfinished = {roll.id: name for name in names for roll in ledger.unfinished_rolls(name)}
+    if what is not None:
+        if what not in unfinished:
+            raise NotFound(
+                f"there is no unfinished roll {what!r}",
+                hint=f"unfinished rolls: {', '.join(unfinished) or 'none'}",
+            )
+        return unfinished[what]
+    found = sorted(set(unfinished.values()))
+    if len(found) > 1:
+        raise ConfigurationError(
+            f"rolls were cut short in several environments: {', '.join(found)}",
+            hint="name the one that is meant",
+        )
+    return found[0] if found else None
