@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from toolkit.canonical import canonical_json
 from toolkit.model import Layer
-from toolkit.state import canonical_json
 
 SCHEMA = 1
 

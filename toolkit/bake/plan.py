@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from toolkit.bake.manifest import SealedLayer
+from toolkit.canonical import canonical_json
 from toolkit.project.model import BaseSpec
-from toolkit.state import canonical_json
 
 BASE_LAYER = "os"
 

@@ -18,12 +18,13 @@ from toolkit import shell
 from toolkit.bake import plan
 from toolkit.bake.manifest import SealedLayer, image_manifest, release_manifest
 from toolkit.bake.plan import BASE_LAYER, Decision
+from toolkit.canonical import canonical_json
 from toolkit.errors import BakeFailed, OutsideError
 from toolkit.model import Image, Release
 from toolkit.progress import Progress, step
 from toolkit.project.model import LayerSpec, Project, RoleSpec
 from toolkit.project.source import Checkout, digest_files
-from toolkit.state import State, canonical_json, make_private
+from toolkit.state import State, make_private
 from toolkit.store.local import LocalStore
 
 if TYPE_CHECKING:
