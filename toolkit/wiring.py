@@ -300,18 +300,21 @@ def collect_garbage(workplace: Workplace, *, keep_releases: int, is_dry_run: boo
     from toolkit.store.collect import find_garbage
 
     machines: list[str] = []
-    in_use: set[str] = set()
+    live: set[str] = set()
     with bake_lock(workplace.state):
         for name in environment_names(workplace.project):
             with open_site(workplace, name) as site:
                 machines += expire.retire(site, is_dry_run=is_dry_run)
-                in_use |= expire.images_in_use(site)
+                live |= {one.image for one in site.provider.machines() if one.image}
+        with open_ledger(workplace.state) as ledger:
+            in_use = expire.find_in_use(ledger)
         store = open_store(workplace.state)
         garbage = find_garbage(
             releases=store.releases(),
             images=store.images(),
             layers=store.layers(),
-            in_use=in_use,
+            in_use=in_use.images | live,
+            releases_in_use=in_use.releases,
             keep_releases=keep_releases,
         )
         size = sum(store.layer_path(layer).stat().st_size for layer in garbage.layers)

@@ -363,8 +363,16 @@ class FakeImages:
     def images(self) -> Sequence[Image]:
         return self._images[::-1]
 
+    def forget(self, digest: str) -> None:
+        """Lose an image and its releases."""
+        self._images = [one for one in self._images if one.digest != digest]
+        self._releases = [one for one in self._releases if digest not in one.images.values()]
+
     def release(self, release_id: str) -> Release:
-        return next(one for one in self._releases if one.id == release_id)
+        for one in self._releases:
+            if one.id == release_id:
+                return one
+        raise NotFound(release_id)
 
     def releases(self) -> Sequence[Release]:
         return self._releases[::-1]

@@ -46,6 +46,7 @@ PURE = (
     "toolkit.*.model",
     "toolkit.*.plan",
     "toolkit.*.manifest",
+    "toolkit.*.past",
     "toolkit.*.chain",
     "toolkit.*.grants",
     "toolkit.bake.gpt",
@@ -56,7 +57,8 @@ PURE = (
 PURE_LIBRARIES = {
     "__future__", "base64", "binascii", "bisect", "collections", "dataclasses", "enum",
     "functools", "graphlib", "hashlib", "heapq", "ipaddress", "itertools", "json", "math",
-    "operator", "re", "string", "struct", "textwrap", "types", "typing", "uuid.UUID", "uuid.uuid5",
+    "operator", "re", "statistics", "string", "struct", "textwrap", "types", "typing",
+    "uuid.UUID", "uuid.uuid5",
     # As a value only; what touches the disk is in IMPURE_CALLS.
     "pathlib.Path", "pathlib.PurePath", "pathlib.PurePosixPath",
 }  # fmt: skip

@@ -199,7 +199,7 @@ def test_named_files_exist(path: Path):
     ("text", "expected"),
     [
         ("see docs/rolls.md.", []),
-        ("\"\"\"See\ndocs/decisions/0001-libraries.md\n\"\"\"", []),
+        ('"""See\ndocs/decisions/0001-libraries.md\n"""', []),
         ("`tests/unit/test_docs.py::dangling`, `<state>/docs/absent.md`", []),
         ("see docs/absent.md.", ["docs/absent.md"]),
         ("(docs/decisions/0099-none.md)", ["docs/decisions/0099-none.md"]),

@@ -73,7 +73,8 @@ def _what(data: dict[str, Any]) -> str:
         words.append(f"commit {data['commit'][:12]}")
     if data.get("image"):
         old = short(data["previous"]) if data.get("previous") else "nothing"
-        words.append(f"{old} → {short(data['image'])}")
+        word = "back: " if data.get("is_rollback") else ""
+        words.append(f"{word}{old} → {short(data['image'])}")
     if data.get("effect"):
         words.append(f"{data['effect']} {', '.join(data['machines'])}")
     return ", ".join(words) or "-"
