@@ -40,7 +40,9 @@ def open_store(state: State) -> LocalStore:
     return LocalStore(state.store)
 
 
-def make_bake(workplace: Workplace, *, ref: str | None, is_dirty_allowed: bool) -> Bake:
+def make_bake(
+    workplace: Workplace, *, ref: str | None, is_dirty_allowed: bool, is_refresh: bool
+) -> Bake:
     """Put a bake together.
 
     Raises:
@@ -70,6 +72,7 @@ def make_bake(workplace: Workplace, *, ref: str | None, is_dirty_allowed: bool) 
         progress=workplace.progress,
         project_commit=project_commit,
         is_project_dirty=is_project_dirty,
+        is_refresh=is_refresh,
     )
 
 
@@ -214,7 +217,8 @@ def _balancer(workplace: Workplace, environment: Environment) -> LocalBalancer:
     from toolkit.secrets.source import VaultSource
 
     state = workplace.state
-    secrets = VaultSource(workplace.project, state, VersionFile(state))
+    versions = VersionFile(state)
+    secrets = VaultSource(workplace.project, state, versions)
     return LocalBalancer(
         workplace.project,
         environment,
@@ -222,6 +226,7 @@ def _balancer(workplace: Workplace, environment: Environment) -> LocalBalancer:
         runtime=state.runtime / environment.name / "balancer",
         ram=state.ram / environment.name,
         edge_secrets=lambda: secrets.secrets(environment.name, BALANCER),
+        newest_version=lambda: versions.highest(environment.name, BALANCER, "edge_tls"),
     )
 
 

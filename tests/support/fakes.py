@@ -317,6 +317,7 @@ class FakeSwitch:
 
     def __init__(self) -> None:
         self.is_on = True
+        self.has_newest = True
 
     def up(self) -> None:
         self.is_on = True
@@ -335,6 +336,9 @@ class FakeSwitch:
 
     def is_running(self) -> bool:
         return self.is_on
+
+    def is_current(self) -> bool:
+        return self.has_newest
 
 
 class FakeSecrets:

@@ -69,6 +69,11 @@ def drift(site: Site) -> list[str]:
         )
     if sentences and has_balancer:
         sentences.append(f"'toolkit up {name} --repair' puts this right")
+    if has_balancer and not site.balancer.is_current():
+        sentences.append(
+            "the balancer serves an older certificate than its vault has: "
+            f"'toolkit up {name}' takes the new one up"
+        )
     sentences += [
         f"{roll.id} of {roll.role} is under way or was cut short"
         for roll in site.ledger.unfinished_rolls(name)
