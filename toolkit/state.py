@@ -95,7 +95,7 @@ class State:
         except OSError as error:
             raise ConfigurationError(
                 f"the state directory {self.root} cannot be used: {error.strerror}",
-                hint="choose another with --state or TOOLKIT_STATE",
+                hint="run it with sudo, or choose another with --state or TOOLKIT_STATE",
             ) from None
 
 

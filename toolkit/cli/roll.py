@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 def _what(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the arguments that say what is rolled where."""
-    command = click.option("--release", help="Roll the images of this release.")(command)
+    command = click.option("--release", metavar="ID", help="Roll the images of this release.")(
+        command
+    )
     command = click.option("--image", metavar="DIGEST", help="Roll this image; needs a ROLE.")(
         command
     )
