@@ -366,6 +366,14 @@ def test_every_command_has_an_example_in_its_help_and_the_example_is_right():
     assert wrong == {}
 
 
+def test_every_command_takes_json():
+    options = {
+        name: {o for one in command.params for o in one.opts} for name, command in commands()
+    }
+    assert len(options) > 20
+    assert [name for name, found in options.items() if "--json" not in found] == []
+
+
 @pytest.mark.parametrize("example", ["toolkit no-such", "toolkit bake --no-such", "toolkit images"])
 def test_wrong_example_is_recognised(example: str):
     with pytest.raises(click.ClickException):
