@@ -173,6 +173,13 @@ class SecretSource(Protocol):
 class SmokeRunner(Protocol):
     """Runs our own tests against machines."""
 
+    def need_tests(self, role: str) -> None:
+        """Refuse a role that has no tests of its own.
+
+        Raises:
+            ConfigurationError: It has none.
+        """
+
     def test(self, machines: Sequence[Machine], *, deadline_s: float) -> Iterable[SmokeCheck]:
         """Test every machine, several at once, and return every single outcome.
 

@@ -10,7 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from toolkit.errors import DeadlineExceeded, NotFound, OutsideError, ToolkitError
+from toolkit.errors import (
+    ConfigurationError,
+    DeadlineExceeded,
+    NotFound,
+    OutsideError,
+    ToolkitError,
+)
 from toolkit.ledger.ledger import Ledger
 from toolkit.model import (
     Counters,
@@ -283,6 +289,11 @@ class FakeSmoke:
     def __init__(self, world: World) -> None:
         self._world = world
         self.bad_images: set[str] = set()
+        self.has_tests = True
+
+    def need_tests(self, role: str) -> None:
+        if not self.has_tests:
+            raise ConfigurationError(f"role {role} has no smoke tests")
 
     def test(self, machines: Sequence[Machine], *, deadline_s: float) -> list[SmokeCheck]:
         checks = []

@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.fakes import FakeSite, make_deployment, make_site
 from toolkit.errors import (
+    ConfigurationError,
     NotFound,
     OutsideError,
     RolledBack,
@@ -495,3 +496,25 @@ def test_drift(records: list, machines: list, targets: list, expected: list[str]
     found = find_drift(records, machines, targets)
     assert len(found) == len(expected)
     assert all(words in sentence for words, sentence in zip(expected, found, strict=True))
+
+
+def test_role_without_tests_of_its_own_is_refused_before_anything_starts(fake: FakeSite) -> None:
+    fake.smoke.has_tests = False
+    with pytest.raises(ConfigurationError, match="no smoke tests"):
+        roll(fake, 1)
+    assert fake.provider.found == {}
+    assert fake.site.ledger.rolls("test") == []
+    assert fake.site.ledger.machines("test") == []
+
+
+def test_smoke_of_live_machines_misses_one_that_is_gone(fake: FakeSite) -> None:
+    with pytest.raises(ConfigurationError, match="nothing runs in test"):
+        command.test_live(fake.site, None)
+    roll(fake, 1)
+    assert [one.is_passed for one in command.test_live(fake.site, "app")] == [True, True]
+    gone = sorted(fake.provider.found)[0]
+    del fake.provider.found[gone]
+    failed = [one for one in command.test_live(fake.site, None) if not one.is_passed]
+    assert [(one.machine, one.message) for one in failed] == [
+        (gone, "it is meant to run, and does not")
+    ]

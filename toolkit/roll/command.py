@@ -118,7 +118,7 @@ def need_settled(site: Site) -> None:
 
 
 def test_live(site: Site, role: str | None) -> list[SmokeCheck]:
-    """Run the smoke tests against the machines that serve.
+    """Run the smoke tests against the machines that run; one that is meant to and is gone fails.
 
     Args:
         site: Where.
@@ -126,14 +126,27 @@ def test_live(site: Site, role: str | None) -> list[SmokeCheck]:
 
     Raises:
         NotFound: The environment has no such role.
+        ConfigurationError: Nothing runs there: that no test failed would say nothing.
     """
     if role is not None:
         need_role(site, role)
     checks: list[SmokeCheck] = []
+    environment = site.environment.name
     for name, deployment in site.environment.deployments.items():
         if role in {None, name}:
             machines = [one for one in site.provider.machines() if one.role == name]
             checks += site.smoke.test(machines, deadline_s=deployment.timeouts.smoke_s)
+            found = {one.name for one in machines}
+            checks += [
+                SmokeCheck(one.name, "machine", False, 0.0, "it is meant to run, and does not")
+                for one in site.ledger.machines(environment, name)
+                if one.name not in found
+            ]
+    if not checks:
+        where = environment if role is None else f"{environment} {role}"
+        raise ConfigurationError(
+            f"nothing runs in {where}", hint=f"run 'toolkit roll {where}' first"
+        )
     return checks
 
 

@@ -113,8 +113,9 @@ def prepare_roll(
         roll_id: Name of the roll; machine names are made from it.
 
     Raises:
-        ConfigurationError: The network has no room.
+        ConfigurationError: The network has no room, or the role has no smoke tests.
     """
+    site.smoke.need_tests(role)
     environment = site.environment
     recorded = site.ledger.machines(environment.name)
     old = _old_machines(site, role)
