@@ -77,15 +77,13 @@ class LocalBalancer:
         try:
             self._process.ensure(render(self._config))
         except host.AddressRefused as error:
-            role = next(
-                name
-                for name, deployment in self._environment.deployments.items()
-                if deployment.public == error.address
-            )
             file = self._environment.directory / "toolkit.yml"
-            raise ConfigurationError(
-                f"{file}:roles.{role}.public: {error.message}", hint=error.hint
-            ) from None
+            fields = [
+                f"{file}:roles.{role}.public: "
+                for role, deployment in self._environment.deployments.items()
+                if deployment.public == error.address
+            ]
+            raise ConfigurationError("".join(fields) + error.message, hint=error.hint) from None
         if version is not None:
             self._serve_certificate(version)
 
