@@ -17,7 +17,7 @@ UV ?= $(shell command -v uv || echo $(BUILD)/uv/bin/uv)
 # Arguments for `make demo` and the benchmarks.
 ARGS ?=
 
-TESTS := $(wildcard tests/unit tests/contract tests/integration tests/e2e tests/faults)
+TESTS := tests
 
 # Shell functions for recipes, taken in by `eval "$$FUNCTIONS"`.
 define FUNCTIONS

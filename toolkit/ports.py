@@ -58,7 +58,9 @@ class Balancer(Protocol):
     """The load balancer of one environment, which holds all its pools."""
 
     def ensure(self) -> None:
-        """Have it run with the environment's configuration; targets keep their states.
+        """Have it run with the environment's configuration and newest credentials.
+
+        Targets keep their states, and no connection notices other credentials.
 
         Raises:
             ConfigurationError: An address that it is to listen on is taken.
@@ -69,6 +71,9 @@ class Balancer(Protocol):
 
     def is_running(self) -> bool:
         """Whether it runs."""
+
+    def is_current(self) -> bool:
+        """Whether it has the newest credentials of its own that were seen here."""
 
     def renew(self) -> None:
         """Take up credentials of its own that have changed; no connection notices."""
@@ -167,6 +172,13 @@ class SecretSource(Protocol):
 
 class SmokeRunner(Protocol):
     """Runs our own tests against machines."""
+
+    def need_tests(self, role: str) -> None:
+        """Refuse a role that has no tests of its own.
+
+        Raises:
+            ConfigurationError: It has none.
+        """
 
     def test(self, machines: Sequence[Machine], *, deadline_s: float) -> Iterable[SmokeCheck]:
         """Test every machine, several at once, and return every single outcome.

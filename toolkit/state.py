@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from toolkit.errors import ConfigurationError, LeaseHeld, OutsideError
 
@@ -97,7 +95,7 @@ class State:
         except OSError as error:
             raise ConfigurationError(
                 f"the state directory {self.root} cannot be used: {error.strerror}",
-                hint="choose another with --state or TOOLKIT_STATE",
+                hint="run it with sudo, or choose another with --state or TOOLKIT_STATE",
             ) from None
 
 
@@ -171,8 +169,3 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def canonical_json(value: Mapping[str, Any] | list[Any]) -> bytes:
-    """Return the one encoding of a value that digests are taken over."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()

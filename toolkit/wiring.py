@@ -40,7 +40,9 @@ def open_store(state: State) -> LocalStore:
     return LocalStore(state.store)
 
 
-def make_bake(workplace: Workplace, *, ref: str | None, is_dirty_allowed: bool) -> Bake:
+def make_bake(
+    workplace: Workplace, *, ref: str | None, is_dirty_allowed: bool, is_refresh: bool
+) -> Bake:
     """Put a bake together.
 
     Raises:
@@ -70,6 +72,7 @@ def make_bake(workplace: Workplace, *, ref: str | None, is_dirty_allowed: bool) 
         progress=workplace.progress,
         project_commit=project_commit,
         is_project_dirty=is_project_dirty,
+        is_refresh=is_refresh,
     )
 
 
@@ -214,7 +217,8 @@ def _balancer(workplace: Workplace, environment: Environment) -> LocalBalancer:
     from toolkit.secrets.source import VaultSource
 
     state = workplace.state
-    secrets = VaultSource(workplace.project, state, VersionFile(state))
+    versions = VersionFile(state)
+    secrets = VaultSource(workplace.project, state, versions)
     return LocalBalancer(
         workplace.project,
         environment,
@@ -222,6 +226,7 @@ def _balancer(workplace: Workplace, environment: Environment) -> LocalBalancer:
         runtime=state.runtime / environment.name / "balancer",
         ram=state.ram / environment.name,
         edge_secrets=lambda: secrets.secrets(environment.name, BALANCER),
+        newest_version=lambda: versions.highest(environment.name, BALANCER, "edge_tls"),
     )
 
 
@@ -300,18 +305,21 @@ def collect_garbage(workplace: Workplace, *, keep_releases: int, is_dry_run: boo
     from toolkit.store.collect import find_garbage
 
     machines: list[str] = []
-    in_use: set[str] = set()
+    live: set[str] = set()
     with bake_lock(workplace.state):
         for name in environment_names(workplace.project):
             with open_site(workplace, name) as site:
                 machines += expire.retire(site, is_dry_run=is_dry_run)
-                in_use |= expire.images_in_use(site)
+                live |= {one.image for one in site.provider.machines() if one.image}
+        with open_ledger(workplace.state) as ledger:
+            in_use = expire.find_in_use(ledger)
         store = open_store(workplace.state)
         garbage = find_garbage(
             releases=store.releases(),
             images=store.images(),
             layers=store.layers(),
-            in_use=in_use,
+            in_use=in_use.images | live,
+            releases_in_use=in_use.releases,
             keep_releases=keep_releases,
         )
         size = sum(store.layer_path(layer).stat().st_size for layer in garbage.layers)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toolkit.errors import ConfigurationError
 from toolkit.progress import Progress, Silence
 from toolkit.state import State
 
@@ -23,7 +25,23 @@ class Workplace:
 
     def __init__(self, project_root: Path, state_root: Path) -> None:
         self.project_root = project_root
-        self.state = State(state_root)
+        self.state_root = state_root
+
+    @cached_property
+    def state(self) -> State:
+        """The state directory, which need not exist yet.
+
+        Raises:
+            ConfigurationError: This user may not look into it.
+        """
+        root = self.state_root
+        if root.exists() and not os.access(root, os.R_OK | os.X_OK):
+            raise ConfigurationError(
+                f"the state directory {root} belongs to another user, and only they may look into "
+                "it",
+                hint="run it with sudo, or name another directory with --state or TOOLKIT_STATE",
+            )
+        return State(root)
 
     @cached_property
     def project(self) -> Project:

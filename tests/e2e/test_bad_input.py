@@ -5,6 +5,8 @@ import os
 import shutil
 import socket
 import sqlite3
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -142,6 +144,7 @@ UNKNOWN = {
     "role to bake": (["bake", "archive"], "archive"),
     "ref": (["bake", "--ref", "no-such-branch"], "no-such-branch"),
     "image": (["images", "show", "123456789abc"], "123456789abc"),
+    "image by too few digits": (["images", "show", "12345"], "give 6 digits or more"),
     "image to assemble": (["images", "disk", "123456789abc", "/nowhere/disk.raw"], "123456789abc"),
     "environment to start": (["up", "moon"], "moon"),
     "environment to roll": (["roll", "moon"], "moon"),
@@ -168,6 +171,21 @@ def test_an_environment_that_is_not_up(command, site):
     assert "not up" in message
 
 
+@pytest.mark.parametrize("words", [[], ["images"], ["secrets"]])
+def test_too_few_words_get_the_help(words):
+    program = Path(sys.executable).with_name("toolkit")
+    done = subprocess.run([program, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Usage: toolkit")
+
+
+def test_history_of_an_environment_tells_of_its_secrets(site):
+    (entry,) = site.toolkit.result("history", ENVIRONMENT, "--limit", "1")
+    assert (entry["kind"], entry["environment"]) == ("secrets-made", ENVIRONMENT)
+    text = site.toolkit.run("history", ENVIRONMENT, "--limit", "1", is_json=False).stdout
+    assert "app database_password (version 1)" in text
+
+
 def test_an_image_needs_a_role(site):
     assert "ROLE" in refused(site, "roll", ENVIRONMENT, "--image", "123456789abc")
 
@@ -181,7 +199,9 @@ def test_a_public_port_that_is_taken(site):
     with socket.create_server((address, int(port))):
         answer = site.toolkit.run("up", ENVIRONMENT)
     assert answer.exit_code == 2
-    assert port in answer.error["error"]
+    file = site.project.environment_file(ENVIRONMENT)
+    expected = f"{file}:roles.web.public: port {port} on {address} is already taken"
+    assert answer.error["error"] == expected
     assert leftovers(site.state, site.state_id, [], ENVIRONMENT) == []
     assert namespaces(site.state_id) == set()
     assert "not up" in refused(site, "roll", ENVIRONMENT)
@@ -244,13 +264,37 @@ def ignored_by_nobody(_directory: str, names: list[str]) -> set[str]:
     [["bake"], ["up", ENVIRONMENT], ["roll", ENVIRONMENT], ["down", ENVIRONMENT], ["status"]],
 )
 def test_not_root(words, readable_project):
-    toolkit = Toolkit(
-        readable_project / "project",
-        readable_project / "state",
-        prefix=["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"],
-    )
-    answer: Answer = toolkit.run(*words)
+    answer = as_nobody(readable_project, *words)
     assert answer.exit_code == 2, answer.stderr
     assert "root" in answer.error["error"]
     assert answer.error["hint"]
     assert list((readable_project / "state").iterdir()) == []
+
+
+def as_nobody(directory: Path, *words: str) -> Answer:
+    prefix = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    return Toolkit(directory / "project", directory / "state", prefix=prefix).run(*words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["images", "list"], ["history"], ["bake", "--explain"], ["secrets", "list", ENVIRONMENT]],
+)
+def test_state_directory_of_another_user(words, readable_project):
+    """Not even that it is empty is said of what cannot be read."""
+    os.chown(readable_project / "state", 0, 0)
+    (readable_project / "state").chmod(0o700)
+    answer = as_nobody(readable_project, *words)
+    assert (answer.exit_code, answer.stdout) == (2, "")
+    assert str(readable_project / "state") in answer.error["error"]
+    assert "sudo" in answer.error["hint"]
+
+
+def test_doctor_and_help_need_no_state_directory(readable_project):
+    os.chown(readable_project / "state", 0, 0)
+    (readable_project / "state").chmod(0o700)
+    answer = as_nobody(readable_project, "doctor")
+    found = {one["id"]: one["status"] for one in answer.data["checks"]}
+    assert answer.exit_code == 3
+    assert found["root"] == "missing"
+    assert as_nobody(readable_project, "bake", "--help").exit_code == 0

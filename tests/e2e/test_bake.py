@@ -33,7 +33,8 @@ def built(layers: dict[str, list[dict]]) -> set[str]:
 @pytest.fixture(scope="module")
 def lab(baked, tmp_path_factory):
     """A state directory with every layer but the application's."""
-    baked.bake("v2")
+    for version in ("v1", "v2"):
+        baked.bake(version)
     with Lab(tmp_path_factory.mktemp("bake") / "lab") as lab:
         copy_layers(baked.store, lab.state / "store", without=["app"])
         lab.project.check_out("v1")
@@ -93,6 +94,16 @@ def test_explain_names_a_role_and_what_lies_on_it(lab):
         assert explained[role][0]["reused"]
         assert explained[role][1] == {"layer": "base", "reused": False, "changed": ["role files"]}
         assert "layer below" in explained[role][2]["changed"]
+
+
+def test_explain_says_that_a_refresh_builds_every_layer_and_begins_none(lab):
+    explained = lab.toolkit.result("bake", "--explain", "--refresh", "--ref", "v1")
+    for role, layers in LAYERS.items():
+        assert [one["layer"] for one in explained[role]] == layers
+        assert not any(one["reused"] for one in explained[role])
+        assert all("refresh" in one["changed"] for one in explained[role])
+        assert explained[role][0]["changed"] == ["refresh"]
+    assert built(lab.toolkit.result("bake", "--explain", "--ref", "v1")) == set()
 
 
 def test_an_application_alone_is_baked_quickly(lab):

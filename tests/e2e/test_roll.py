@@ -121,11 +121,27 @@ def test_a_plan_is_what_a_roll_does(site):
     image = site.image(target, "web")
     plan = site.toolkit.result("plan", site.environment, "web", "--image", image)
     assert (site.machines(), site.snapshots()) == before
+    assert plan["is_warm"] is False
+    assert plan["estimate"]["seconds"] > 0
+    assert plan["estimate"]["rolls"] >= 1
     effects = [step["effect"] for step in plan["steps"]]
     assert effects.index("smoke") < effects.index("register") < effects.index("admit")
     assert effects.index("admit") < effects.index("drain") < effects.index("destroy")
     answer = site.roll("web", target)
     assert set(effects) == set(answer.data["seconds"]) - {"total"}
+
+
+def test_a_rollback_goes_back_once(site):
+    before = site.status()["web"]["image"]
+    dry = site.toolkit.result("rollback", site.environment, "web", "--dry-run")
+    result = site.toolkit.result("rollback", site.environment, "web")
+    assert (result["outcome"], result["previous"]) == ("rolled", before)
+    assert result["image"] == dry["image"] != before
+    assert result["smoke"]["failed"] == 0
+    again = site.toolkit.run("rollback", site.environment, "web", "--dry-run")
+    assert again.exit_code == 2 or again.data["image"] not in {before, result["image"]}
+    kinds = site.toolkit.result("history", site.environment, "web", "--limit", "1")
+    assert kinds[0]["data"]["is_rollback"] is True
 
 
 def test_a_roll_of_two_machines_is_quick(site):

@@ -3,13 +3,19 @@
 import os
 import shutil
 import signal
+import ssl
 import time
 
 import pytest
 
-from tests.support.traces import groups, namespaces, processes
+from bench.load.process import LoadProcess
+from tests.support.traces import groups, leftovers, namespaces, processes
 from toolkit import shell
 from toolkit.machines import cgroups
+from toolkit.project.load import load_environment, load_project
+from toolkit.secrets.authority import issue, load_authority
+from toolkit.secrets.keys import KeyRing
+from toolkit.secrets.served import serial
 from toolkit.state import State
 
 pytestmark = pytest.mark.host
@@ -110,6 +116,53 @@ def test_after_the_host_has_restarted(site):
         assert after[role]["release"] == before[role]["release"]
     assert "before the restart" in signed(site)
     assert site.toolkit.run("smoke", site.environment).exit_code == 0
+
+
+def test_up_takes_up_a_certificate_that_was_imported(site, tmp_path):
+    """Without a reload, which costs an idle connection now and then; until then status says so."""
+    before = processes(site.state, site.state_id)[0]
+    served = served_serial(site)
+    assert "older certificate" not in site.toolkit.run("status", site.environment).stderr
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_bytes(b"".join(make_certificate(site)))
+    site.toolkit.result("secrets", "import", site.environment, "balancer", "edge_tls", bundle)
+    assert served_serial(site) == served
+    assert "older certificate" in site.toolkit.run("status", site.environment).stderr
+
+    with LoadProcess(site.load(rate=50.0, requests=None, max_seconds=120.0), tmp_path) as load:
+        load.wait_for(requests_done=50)
+        site.toolkit.result("up", site.environment)
+        load.wait_for(requests_done=200)
+        report = load.stop()
+    assert report.failed == 0, report.to_text()
+    assert served_serial(site) == serial(bundle.read_bytes()) != served
+    assert "older certificate" not in site.toolkit.run("status", site.environment).stderr
+    assert processes(site.state, site.state_id)[0] == before, "it was not reloaded"
+
+    kill_balancer(site)
+    site.toolkit.result("up", site.environment)
+    assert served_serial(site) == serial(bundle.read_bytes())
+
+
+def make_certificate(site) -> tuple[bytes, bytes]:
+    environment = load_environment(load_project(site.project.root), site.environment)
+    key = KeyRing(environment, State(site.state)).authority_key()
+    assert key is not None
+    authority = load_authority(site.authority.read_bytes(), key.reveal())
+    return issue(authority, ["localhost", "127.0.0.1"], now=time.time())
+
+
+def served_serial(site) -> int:
+    host, _, port = site.project.public(site.environment).rpartition(":")
+    return serial(ssl.get_server_certificate((host, int(port))).encode())
+
+
+def test_down_needs_no_configuration_of_the_balancer(site):
+    runtime = State(site.state).runtime / site.environment / "balancer"
+    (runtime / "haproxy.cfg").write_text("global\n    daemon\n")
+    site.toolkit.result("down", site.environment)
+    assert leftovers(site.state, site.state_id, [], site.environment) == []
+    site.start("v1")
 
 
 def test_down_keeps_the_data_and_up_starts_empty(site):

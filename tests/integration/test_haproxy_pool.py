@@ -709,6 +709,18 @@ class TestProcess:
         ground.balancer.stop(deadline_s=0.2)
         assert haproxy_pids(ground.balancer.directory) == set()
 
+    @pytest.mark.parametrize("content", [b"", b"global\n    daemon\n", b"\xff\xfe\x00"])
+    def test_stopping_needs_no_configuration_that_it_knows(
+        self, ground: Ground, app: HaproxyPool, content: bytes
+    ) -> None:
+        put_into_service(app, MACHINES[0])
+        (ground.balancer.directory / "haproxy.cfg").write_bytes(content)
+        ground.balancer.stop(deadline_s=0.2)
+        assert haproxy_pids(ground.balancer.directory) == set()
+        assert not (ground.balancer.directory / "haproxy.cfg").exists()
+        ground.balancer.ensure(ground.text)
+        assert list(app.targets()) == []
+
     def test_workers_run_inside_the_environment_and_not_as_root(self, ground: Ground) -> None:
         inside = Path(f"/run/netns/{ground.network.namespace}").stat().st_ino
         pids = haproxy_pids(ground.balancer.directory)

@@ -10,7 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from toolkit.errors import DeadlineExceeded, NotFound, OutsideError, ToolkitError
+from toolkit.errors import (
+    ConfigurationError,
+    DeadlineExceeded,
+    NotFound,
+    OutsideError,
+    ToolkitError,
+)
 from toolkit.ledger.ledger import Ledger
 from toolkit.model import (
     Counters,
@@ -283,6 +289,11 @@ class FakeSmoke:
     def __init__(self, world: World) -> None:
         self._world = world
         self.bad_images: set[str] = set()
+        self.has_tests = True
+
+    def need_tests(self, role: str) -> None:
+        if not self.has_tests:
+            raise ConfigurationError(f"role {role} has no smoke tests")
 
     def test(self, machines: Sequence[Machine], *, deadline_s: float) -> list[SmokeCheck]:
         checks = []
@@ -317,6 +328,7 @@ class FakeSwitch:
 
     def __init__(self) -> None:
         self.is_on = True
+        self.has_newest = True
 
     def up(self) -> None:
         self.is_on = True
@@ -335,6 +347,9 @@ class FakeSwitch:
 
     def is_running(self) -> bool:
         return self.is_on
+
+    def is_current(self) -> bool:
+        return self.has_newest
 
 
 class FakeSecrets:
@@ -363,8 +378,16 @@ class FakeImages:
     def images(self) -> Sequence[Image]:
         return self._images[::-1]
 
+    def forget(self, digest: str) -> None:
+        """Lose an image and its releases."""
+        self._images = [one for one in self._images if one.digest != digest]
+        self._releases = [one for one in self._releases if digest not in one.images.values()]
+
     def release(self, release_id: str) -> Release:
-        return next(one for one in self._releases if one.id == release_id)
+        for one in self._releases:
+            if one.id == release_id:
+                return one
+        raise NotFound(release_id)
 
     def releases(self) -> Sequence[Release]:
         return self._releases[::-1]

@@ -38,6 +38,19 @@ def tracked(pattern: str) -> list[Path]:
 
 PAGES = [path for path in tracked("*.md") if path.is_file()]
 
+NAMED_FILE = re.compile(
+    r"(?<![\w/.}>…-])((?:docs|toolkit|bench|examples|tests|requirements)"
+    r"/[\w./-]*\w\.(?:md|py|txt|yml|j2))(?:::(\w+))?"
+)
+"""A file of the project, as a comment or a page names it from the root; `::test` may follow."""
+
+NAMING = [
+    path
+    for pattern in ("*.md", "*.py", "*.yml", "*.toml", "*.j2", "Makefile", ".ci/*")
+    for path in tracked(pattern)
+    if path.is_file() and path != Path(__file__)
+]
+
 
 def leaves(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
     if isinstance(command, click.Group):
@@ -163,6 +176,39 @@ def test_links_lead_somewhere(page: Path):
         assert other.is_relative_to(ROOT), target
         if fragment:
             assert fragment in anchors(other), target
+
+
+def dangling(text: str) -> list[str]:
+    """Return files and tests of the project that a text names, and that do not exist."""
+    found = []
+    for name, test in NAMED_FILE.findall(text):
+        path = ROOT / name
+        if not path.is_file():
+            found.append(name)
+        elif test and not re.search(rf"^ *(async )?(def|class) {test}\b", path.read_text(), re.M):
+            found.append(f"{name}::{test}")
+    return found
+
+
+@pytest.mark.parametrize("path", NAMING, ids=lambda path: str(path.relative_to(ROOT)))
+def test_named_files_exist(path: Path):
+    assert dangling(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("see docs/rolls.md.", []),
+        ('"""See\ndocs/decisions/0001-libraries.md\n"""', []),
+        ("`tests/unit/test_docs.py::dangling`, `<state>/docs/absent.md`", []),
+        ("see docs/absent.md.", ["docs/absent.md"]),
+        ("(docs/decisions/0099-none.md)", ["docs/decisions/0099-none.md"]),
+        ("`toolkit/bake/absent.py`", ["toolkit/bake/absent.py"]),
+        ("`tests/unit/test_docs.py::test_absent`", ["tests/unit/test_docs.py::test_absent"]),
+    ],
+)
+def test_dangling_reference_is_seen(text: str, expected: list[str]):
+    assert dangling(text) == expected
 
 
 def test_index_leads_to_every_page():

@@ -55,6 +55,19 @@ def test_new_ledger_is_whole_and_private(ledger: Ledger, path: Path) -> None:
     assert path.stat().st_mode & 0o077 == 0
 
 
+def test_ledger_of_an_earlier_toolkit_is_brought_up_to_date(path: Path) -> None:
+    ledger = open_ledger(path)
+    ledger.start_roll(roll("r", is_rollback=True))
+    ledger.close()
+    tamper(path, "ALTER TABLE rolls DROP COLUMN is_rollback")
+    tamper(path, "PRAGMA user_version = 1")
+    for _ in range(2):
+        ledger = open_ledger(path)
+        assert [one.is_rollback for one in ledger.rolls("test")] == [False]
+        assert ledger.first_break() is None
+        ledger.close()
+
+
 @pytest.mark.parametrize(
     "statement",
     [

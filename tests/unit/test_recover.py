@@ -1,6 +1,6 @@
 """What became of rolls that went wrong, with everything but the machines real."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.fakes import FakeSite, make_deployment, make_site
 from toolkit.errors import (
+    ConfigurationError,
     NotFound,
     OutsideError,
     RolledBack,
@@ -20,7 +21,8 @@ from toolkit.model import Machine, MachineState, Target, TargetState
 from toolkit.project.model import Canary, Soak
 from toolkit.roll import command, effects
 from toolkit.roll.lifecycle import bring_up, take_down
-from toolkit.roll.prepare import Wanted, previous_image
+from toolkit.roll.observe import observe
+from toolkit.roll.prepare import Wanted
 from toolkit.roll.recover import find_drift, find_orphans, remove_orphans
 
 
@@ -82,6 +84,11 @@ def serving(fake: FakeSite) -> list[str]:
 
 def cut_short(fake: FakeSite, version: int, *, at: str, times: int = 1) -> None:
     """Begin a roll and let its process disappear at a moment of the world."""
+    kill(fake, lambda: roll(fake, version), at=at, times=times)
+
+
+def kill(fake: FakeSite, act: Callable[[], object], *, at: str, times: int = 1) -> None:
+    """Let the process that does something disappear at a moment of the world."""
     left = times
 
     def stop(name: str) -> None:
@@ -93,7 +100,7 @@ def cut_short(fake: FakeSite, version: int, *, at: str, times: int = 1) -> None:
 
     fake.world.at = stop
     with pytest.raises(Stop):
-        roll(fake, version)
+        act()
     fake.world.at = lambda _name: None
 
 
@@ -345,9 +352,73 @@ def test_rollback_starts_machines_where_none_are_warm(fake: FakeSite) -> None:
     roll(fake, 2)
     assert command.roll_back(fake.site, "app", None).outcome == "rolled"
     assert serving(fake) == [image(fake, 1)] * 2
-    assert previous_image(fake.site, "app") == image(fake, 2)
     assert command.roll_back(fake.site, "app", image(fake, 3)).outcome == "rolled"
     assert serving(fake) == [image(fake, 3)] * 2
+
+
+def test_second_rollback_goes_further_back_and_a_third_has_nowhere_to_go(fake: FakeSite) -> None:
+    for version in (1, 2, 3):
+        roll(fake, version)
+    for version in (2, 1):
+        assert command.roll_back(fake.site, "app", None).outcome == "rolled"
+        assert serving(fake) == [image(fake, version)] * 2
+    with pytest.raises(NotFound):
+        command.roll_back(fake.site, "app", None)
+    newest = fake.site.ledger.rolls("test")
+    assert [one.is_rollback for one in newest] == [True, True, False, False, False]
+    told = fake.site.ledger.entries(kinds=["roll.started", "roll.rolled"], limit=4)
+    assert [one["data"]["is_rollback"] for one in told] == [True] * 4
+
+
+def test_rollback_that_was_cut_short_and_resumed_is_one(fake: FakeSite) -> None:
+    roll(fake, 1)
+    roll(fake, 2)
+    kill(fake, lambda: command.roll_back(fake.site, "app", None), at="drain after")
+    assert [one.outcome for one in command.resume(fake.site)] == ["rolled"]
+    with pytest.raises(NotFound, match="no earlier image"):
+        command.roll_back(fake.site, "app", None)
+
+
+def test_rollback_to_an_image_that_is_gone_says_which(fake: FakeSite) -> None:
+    roll(fake, 1)
+    roll(fake, 2)
+    gone, present = image(fake, 1), image(fake, 2)
+    fake.site.images.forget(gone)
+    with pytest.raises(NotFound, match=gone) as caught:
+        command.roll_back(fake.site, "app", None)
+    assert "--to" in (caught.value.hint or "")
+    assert serving(fake) == [present] * 2
+
+
+def test_status_needs_no_release_in_the_store(fake: FakeSite) -> None:
+    roll(fake, 1)
+    roll(fake, 2)
+    assert observe(fake.site, "app")["commit"] == "c" * 40
+    fake.site.images.forget(image(fake, 2))
+    state = observe(fake.site, "app")
+    assert (state["release"], state["commit"]) == ("r2", None)
+    fake.site.ledger.append("release.baked", {"release": "r1", "commit": "a" * 40})
+    fake.site.ledger.append("release.baked", {"release": "r2", "commit": "b" * 40})
+    assert observe(fake.site, "app")["commit"] == "b" * 40
+
+
+def test_plan_says_about_how_long_by_earlier_rolls(make) -> None:
+    fake = make(strategy="blue-green", keep_warm_s=600.0)
+    roll(fake, 1)
+    _, order = command.plan_back(fake.site, "app", image(fake, 2))
+    assert order is not None
+    assert not order.plan.is_warm
+    assert command.estimate(fake.site, "app", order) is None
+    roll(fake, 2)
+    _, order = command.plan_back(fake.site, "app", image(fake, 3))
+    found = command.estimate(fake.site, "app", order)
+    assert found is not None
+    assert found.rolls == 1
+    _, order = command.plan_back(fake.site, "app", None)
+    assert order is not None
+    assert order.plan.is_warm
+    assert command.estimate(fake.site, "app", order) is None
+    assert command.estimate(fake.site, "app", None) is None
 
 
 def test_rollback_of_the_first_version_has_nowhere_to_go(fake: FakeSite) -> None:
@@ -425,3 +496,25 @@ def test_drift(records: list, machines: list, targets: list, expected: list[str]
     found = find_drift(records, machines, targets)
     assert len(found) == len(expected)
     assert all(words in sentence for words, sentence in zip(expected, found, strict=True))
+
+
+def test_role_without_tests_of_its_own_is_refused_before_anything_starts(fake: FakeSite) -> None:
+    fake.smoke.has_tests = False
+    with pytest.raises(ConfigurationError, match="no smoke tests"):
+        roll(fake, 1)
+    assert fake.provider.found == {}
+    assert fake.site.ledger.rolls("test") == []
+    assert fake.site.ledger.machines("test") == []
+
+
+def test_smoke_of_live_machines_misses_one_that_is_gone(fake: FakeSite) -> None:
+    with pytest.raises(ConfigurationError, match="nothing runs in test"):
+        command.test_live(fake.site, None)
+    roll(fake, 1)
+    assert [one.is_passed for one in command.test_live(fake.site, "app")] == [True, True]
+    gone = sorted(fake.provider.found)[0]
+    del fake.provider.found[gone]
+    failed = [one for one in command.test_live(fake.site, None) if not one.is_passed]
+    assert [(one.machine, one.message) for one in failed] == [
+        (gone, "it is meant to run, and does not")
+    ]

@@ -22,29 +22,40 @@ def release(number: int, *images: Image) -> Release:
     return Release(f"r{number}", "shop", "c", False, by_role, float(number))
 
 
-OLD, NEW, OTHER = (
+OLD, NEW, OTHER, PAIR = (
     make_image("app", 1, "base", "old"),
     make_image("app", 2, "base", "new"),
     make_image("web", 3, "base", "web"),
+    make_image("web", 4, "base", "pair"),
 )
-RELEASES = [release(2, NEW, OTHER), release(1, OLD, OTHER)]
-LAYERS = {"sha256:base", "sha256:old", "sha256:new", "sha256:web", "sha256:stray"}
+RELEASES = [release(2, NEW, OTHER), release(1, OLD, OTHER), release(0, OLD, PAIR)]
+LAYERS = {f"sha256:{name}" for name in ("base", "old", "new", "web", "pair", "stray")}
 
 
 @pytest.mark.parametrize(
-    ("keep", "in_use", "releases", "images", "layers"),
+    ("keep", "in_use", "named", "releases", "images", "layers"),
     [
-        (2, set(), (), (), ("sha256:stray",)),
-        (1, set(), ("r1",), (OLD.digest,), ("sha256:old", "sha256:stray")),
-        (1, {OLD.digest}, (), (), ("sha256:stray",)),
+        (3, set(), set(), (), (), ("sha256:stray",)),
+        (1, set(), set(), ("r1", "r0"), (OLD.digest, PAIR.digest),
+         ("sha256:old", "sha256:pair", "sha256:stray")),
+        (1, {OLD.digest}, set(), ("r0",), (PAIR.digest,), ("sha256:pair", "sha256:stray")),
+        # A release of which one image runs is kept whole: it may yet be rolled elsewhere.
+        (1, {PAIR.digest}, set(), (), (), ("sha256:stray",)),
+        # A machine came with r0, though a newer release holds its image too.
+        (1, {OLD.digest}, {"r0"}, (), (), ("sha256:stray",)),
+        (1, set(), {"gone"}, ("r1", "r0"), (OLD.digest, PAIR.digest),
+         ("sha256:old", "sha256:pair", "sha256:stray")),
     ],
-)
-def test_garbage(keep: int, in_use: set, releases: tuple, images: tuple, layers: tuple) -> None:
+)  # fmt: skip
+def test_garbage(
+    keep: int, in_use: set, named: set, releases: tuple, images: tuple, layers: tuple
+) -> None:
     found = find_garbage(
         releases=RELEASES,
-        images=[OLD, NEW, OTHER],
+        images=[OLD, NEW, OTHER, PAIR],
         layers=LAYERS,
         in_use=in_use,
+        releases_in_use=named,
         keep_releases=keep,
     )
     assert (found.releases, found.images, found.layers) == (releases, images, layers)
@@ -68,9 +79,11 @@ def test_what_is_used_is_never_garbage(images: list[Image], data) -> None:
     in_use = {image.digest for image in in_use}
     keep = data.draw(st.integers(1, 3))
     layers = {f"sha256:{letter}" for letter in "abcdefghxy"}
+    named = set(data.draw(st.lists(st.sampled_from(["r0", "r1", "r2", "r9"]))))
     found = find_garbage(
-        releases=releases, images=images, layers=layers, in_use=in_use, keep_releases=keep
-    )
+        releases=releases, images=images, layers=layers, in_use=in_use, releases_in_use=named,
+        keep_releases=keep,
+    )  # fmt: skip
     kept = {image.digest for image in images} - set(found.images)
     assert in_use <= kept
     for one in releases[:keep]:
@@ -79,6 +92,10 @@ def test_what_is_used_is_never_garbage(images: list[Image], data) -> None:
     for image in images:
         if image.digest in kept:
             assert not {layer.digest for layer in image.layers} & set(found.layers)
+    assert not named & set(found.releases)
+    for digest in in_use:
+        holders = [one.id for one in releases if digest in one.images.values()]
+        assert not holders or set(holders) - set(found.releases), "its commit is lost"
     for one in releases:
         if one.id not in found.releases:
             assert set(one.images.values()) <= kept, "a release that is kept has all its images"
@@ -154,9 +171,48 @@ def test_images_that_serve_are_warm_or_were_before_are_in_use(fake: FakeSite) ->
     images = [one.digest for one in reversed(fake.site.images.images())]
     roll(fake, 1)
     roll(fake, 3)
-    assert expire.images_in_use(fake.site) == {images[0], images[2]}
+    found = expire.find_in_use(fake.site.ledger)
+    assert (found.images, found.releases) == ({images[0], images[2]}, {"r1", "r3"})
     roll(fake, 2)
-    assert expire.images_in_use(fake.site) == {images[2], images[1]}
+    found = expire.find_in_use(fake.site.ledger)
+    assert (found.images, found.releases) == ({images[2], images[1]}, {"r2", "r3"})
+
+
+def test_what_a_rollback_would_need_is_in_use_when_no_machine_is_warm(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path / "ledger.db")
+    fake = make_site(ledger, make_deployment())
+    for version in (1, 2, 3):
+        roll(fake, version)
+    assert {one.release for one in ledger.machines("test")} == {"r3"}
+    assert expire.find_in_use(ledger).releases == {"r2", "r3"}
+    command.roll_back(fake.site, "app", None)
+    assert expire.find_in_use(ledger).releases == {"r1", "r2"}
+    ledger.close()
+
+
+def test_unfinished_roll_may_need_both_its_images(fake: FakeSite) -> None:
+    roll(fake, 1)
+    roll(fake, 2)
+    newest = fake.site.ledger.rolls("test")[0]
+    begun = replace(newest, id="roll-x", image="sha256:new", release="r9", previous="sha256:old",
+                    outcome="running", ended=None)  # fmt: skip
+    fake.site.ledger.start_roll(begun)
+    found = expire.find_in_use(fake.site.ledger)
+    assert found.images >= {"sha256:new", "sha256:old"}
+    assert "r9" in found.releases
+
+
+def test_what_runs_in_an_environment_that_the_project_has_no_more_is_in_use(
+    fake: FakeSite,
+) -> None:
+    roll(fake, 1)
+    known = fake.site.ledger.machines("test")[0]
+    fake.site.ledger.add_machines(
+        [replace(known, name="x", environment="old", image="sha256:there", release="r7")]
+    )
+    found = expire.find_in_use(fake.site.ledger)
+    assert "sha256:there" in found.images
+    assert "r7" in found.releases
 
 
 def test_rollback_between_looking_and_acting_keeps_its_machines(fake: FakeSite) -> None:

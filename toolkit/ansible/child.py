@@ -19,6 +19,7 @@ from typing import Any
 from toolkit.machines import cgroups
 
 MESSAGE_LIMIT = 2000
+SAID = ("msg", "stderr", "stdout")
 
 
 def main() -> None:
@@ -61,14 +62,21 @@ def _report(event: dict[str, Any]) -> bool:
     if kind == "playbook_on_task_start":
         _say("task", str(data.get("task", "")), "")
     elif kind in {"runner_on_failed", "runner_on_unreachable"} and not data.get("ignore_errors"):
-        result = data.get("res") or {}
-        parts = [str(result[k]) for k in ("msg", "stderr", "stdout") if result.get(k)]
-        for item in result.get("results") or []:
-            if isinstance(item, dict) and item.get("failed"):
-                parts.append(str(item.get("msg", "")))
-        message = "\n".join(parts) or "it gave no message"
-        _say("failed", str(data.get("task", "")), message[-MESSAGE_LIMIT:])
+        _say("failed", str(data.get("task", "")), failure_message(data.get("res") or {}))
     return False
+
+
+def failure_message(result: dict[str, Any]) -> str:
+    """Return what a machine said when a task failed: of every part the end, where the reason is.
+
+    Args:
+        result: Of the task; a loop's has one for each item under `results`.
+    """
+    items = [one for one in result.get("results") or [] if isinstance(one, dict)]
+    failed = [result, *(one for one in items if one.get("failed"))]
+    parts = [str(one[name]).strip() for one in failed for name in SAID if one.get(name)]
+    parts = list(dict.fromkeys(part[-MESSAGE_LIMIT // len(parts) :] for part in parts))
+    return "\n".join(filter(None, parts)) or "it gave no message"
 
 
 def _tail(private: Path) -> str:

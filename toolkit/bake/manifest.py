@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from toolkit.canonical import canonical_json
 from toolkit.model import Layer
-from toolkit.state import canonical_json
 
 SCHEMA = 1
+
+REFRESH = "refresh"
+"""Name of the input that stands for the last refresh, a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,8 @@ def image_manifest(
     """Return the canonical manifest of an image.
 
     It pins every layer by SHA-256 and records what the layers were made from. It holds no time,
-    no host, no environment and no path, so that the same inputs give the same digest anywhere.
+    no host, no environment and no path, so that the same inputs give the same digest anywhere,
+    and a refresh that brought nothing new gives the same image.
     """
     document: dict[str, Any] = {
         "schema": SCHEMA,
@@ -47,7 +51,7 @@ def image_manifest(
                 "name": one.layer.name,
                 "digest": one.layer.digest,
                 "size_bytes": one.layer.size_bytes,
-                "inputs": dict(one.inputs),
+                "inputs": {n: value for n, value in one.inputs.items() if n != REFRESH},
             }
             for one in sealed
         ],

@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from toolkit.bake.manifest import SealedLayer
+from toolkit.bake.manifest import REFRESH, SealedLayer
+from toolkit.canonical import canonical_json
 from toolkit.project.model import BaseSpec
-from toolkit.state import canonical_json
 
 BASE_LAYER = "os"
 
@@ -59,20 +59,18 @@ class Decision:
         return "never baked before"
 
 
-def base_inputs(base: BaseSpec, *, toolkit_files: str, refresh: str) -> dict[str, str]:
+def base_inputs(base: BaseSpec, *, toolkit_files: str) -> dict[str, str]:
     """Return the inputs of the operating system's layer.
 
     Args:
         base: The project's choice.
         toolkit_files: Digest of the toolkit's own files that go into it or decide about it.
-        refresh: A text that changes when the packages are to be fetched anew.
     """
     return {
         "suite": base.suite,
         "mirror": base.mirror or "default",
         "packages": " ".join(sorted({*BASE_PACKAGES, *base.packages})),
         "toolkit": toolkit_files,
-        "refresh": refresh,
     }
 
 
@@ -106,6 +104,18 @@ def layer_inputs(
         "toolkit": toolkit_files,
     }
     return inputs | {f"source {path}": digest for path, digest in source.items()}
+
+
+def refreshed(inputs: Mapping[str, str], refresh: str) -> dict[str, str]:
+    """Return a layer's inputs with the last deliberate refresh, which every layer has as one.
+
+    What apt and pip fetch in a role is in no other input, so only this has it fetched anew.
+
+    Args:
+        inputs: All others.
+        refresh: A text that changes with every refresh; empty when there never was one.
+    """
+    return {**inputs, REFRESH: refresh} if refresh else dict(inputs)
 
 
 def layer_key(name: str, inputs: Mapping[str, str]) -> str:

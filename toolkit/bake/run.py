@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
@@ -18,12 +18,13 @@ from toolkit import shell
 from toolkit.bake import plan
 from toolkit.bake.manifest import SealedLayer, image_manifest, release_manifest
 from toolkit.bake.plan import BASE_LAYER, Decision
+from toolkit.canonical import canonical_json
 from toolkit.errors import BakeFailed, OutsideError
 from toolkit.model import Image, Release
 from toolkit.progress import Progress, step
 from toolkit.project.model import LayerSpec, Project, RoleSpec
 from toolkit.project.source import Checkout, digest_files
-from toolkit.state import State, canonical_json, make_private
+from toolkit.state import State, make_private
 from toolkit.store.local import LocalStore
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Bake:
         progress: Hears of every layer.
         project_commit: Commit of the project's own repository, if it is in one.
         is_project_dirty: Whether roles or playbooks have uncommitted changes.
+        is_refresh: Whether packages are fetched anew, in every layer.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Bake:
         progress: Progress,
         project_commit: str | None,
         is_project_dirty: bool,
+        is_refresh: bool,
     ) -> None:
         self._project = project
         self._checkout = checkout
@@ -96,6 +99,8 @@ class Bake:
         self._progress = progress
         self._project_commit = project_commit
         self._is_dirty = checkout.is_dirty or is_project_dirty
+        self._is_refresh = is_refresh
+        self._refresh = store.new_refresh_mark() if is_refresh else store.refresh_mark()
         self._is_cancelled = False
         self._lock = threading.Lock()
         self._layers: dict[bytes, Future[Outcome]] = {}
@@ -110,6 +115,9 @@ class Bake:
         Raises:
             BakeFailed: A layer could not be made; no image of this bake is in the store.
         """
+        if self._is_refresh:
+            # First: what fails half-way goes on from there at the next bake.
+            self._store.refresh(self._refresh)
         sealed: dict[str, list[SealedLayer]] = {}
         decisions: dict[str, tuple[Decision, ...]] = {}
         with ThreadPoolExecutor(PARALLEL_IMAGES) as pool:
@@ -149,7 +157,7 @@ class Bake:
         )
 
     def _image_layers(self, role: RoleSpec) -> list[Outcome]:
-        previous = self._store.previous_layers(role.name)
+        previous = self._previous_layers(role)
         results = [self._once(b"", lambda: self._base(previous.get(BASE_LAYER)))]
         for count, layer in enumerate(role.layers, start=1):
             chain = canonical_json(
@@ -234,7 +242,7 @@ class Bake:
 
     def _explain_image(self, role: RoleSpec) -> Iterator[Decision]:
         """Decide for each layer in turn; nothing is known above one that is to be built."""
-        previous = self._store.previous_layers(role.name)
+        previous = self._previous_layers(role)
         decision, found = self._decide(BASE_LAYER, self._base_inputs(), previous.get(BASE_LAYER))
         yield decision
         for layer in role.layers:
@@ -249,15 +257,27 @@ class Bake:
         found = self._store.find_layer(plan.layer_key(name, inputs))
         return plan.decide(name, inputs, found=found, previous=previous), found
 
+    def _previous_layers(self, role: RoleSpec) -> dict[str, SealedLayer]:
+        """Return the layers of the role's newest image, to say what has changed since.
+
+        Its manifest does not know of refreshes; the store knows whether a layer has been made
+        since the last one.
+        """
+        layers = {}
+        for name, layer in self._store.previous_layers(role.name).items():
+            inputs = plan.refreshed(layer.inputs, self._refresh)
+            is_fresh = self._store.find_layer(plan.layer_key(name, inputs)) is not None
+            layers[name] = replace(layer, inputs=inputs) if is_fresh else layer
+        return layers
+
     def _base_inputs(self) -> dict[str, str]:
-        return plan.base_inputs(
-            self._project.base,
-            toolkit_files=_digest_of_files(PACKAGE, BASE_FILES),
-            refresh=self._store.refresh_mark(),
+        inputs = plan.base_inputs(
+            self._project.base, toolkit_files=_digest_of_files(PACKAGE, BASE_FILES)
         )
+        return plan.refreshed(inputs, self._refresh)
 
     def _layer_inputs(self, layer: LayerSpec, below: str) -> dict[str, str]:
-        return plan.layer_inputs(
+        inputs = plan.layer_inputs(
             below=below,
             role_files=_digest_of_files(
                 self._project.role_directory(layer.role), ("",), excluded=UNBAKED
@@ -268,6 +288,7 @@ class Bake:
             tools=_tool_versions(),
             toolkit_files=_digest_of_files(PACKAGE, DECIDING_FILES),
         )
+        return plan.refreshed(inputs, self._refresh)
 
     @contextmanager
     def _scratch(self) -> Iterator[Path]:

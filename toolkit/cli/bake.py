@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("roles", nargs=-1, metavar="[ROLE]...")
-@click.option("--ref", help="Branch, tag or commit of the service's source. [default: HEAD]")
+@click.option(
+    "--ref", metavar="REF", help="Branch, tag or commit of the service's source. [default: HEAD]"
+)
 @click.option("--allow-dirty", is_flag=True, help="Take uncommitted changes along, and record it.")
 @click.option("--explain", is_flag=True, help="Only say what would be baked, and why.")
-@click.option("--refresh", is_flag=True, help="Fetch the operating system's packages anew.")
+@click.option("--refresh", is_flag=True, help="Fetch packages anew, in every layer.")
 @json_option
 @click.pass_obj
 def bake(
@@ -42,16 +44,14 @@ def bake(
     from toolkit import wiring
 
     chosen = wiring.select_roles(context.project, roles)
+    if not explain:
+        context.need_root()
+    job = wiring.make_bake(context, ref=ref, is_dirty_allowed=allow_dirty, is_refresh=refresh)
     if explain:
-        job = wiring.make_bake(context, ref=ref, is_dirty_allowed=allow_dirty)
         decisions = job.explain(chosen)
         context.emit(_as_data(decisions), _as_text(decisions))
         return
-    context.need_root()
-    job = wiring.make_bake(context, ref=ref, is_dirty_allowed=allow_dirty)
     with wiring.bake_lock(context.state):
-        if refresh:
-            wiring.open_store(context.state).refresh()
         baked = job.run(chosen)
     context.record(
         "release.baked",

@@ -46,12 +46,14 @@ class Context(Workplace):
         """Print a result on standard output: JSON where asked for, else text."""
         click.echo(json.dumps(data, indent=2) if self.as_json else text)
 
-    def record(self, kind: str, **data: Any) -> None:
-        """Write an entry into the ledger."""
+    def record(
+        self, kind: str, *, environment: str | None = None, role: str | None = None, **data: Any
+    ) -> None:
+        """Write an entry into the ledger; `history` finds it by environment and role."""
         from toolkit.wiring import open_ledger
 
         with open_ledger(self.state) as ledger:
-            ledger.append(kind, data)
+            ledger.append(kind, data, environment=environment, role=role)
 
     def need_root(self) -> None:
         """Refuse to go on without the rights that machines need.

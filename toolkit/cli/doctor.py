@@ -33,7 +33,7 @@ def doctor(context: Context) -> int:
     from toolkit.doctor.checks import install_command, is_fit
     from toolkit.doctor.probe import examine
 
-    checks = examine(context.state.root)
+    checks = examine(context.state_root)
     install = install_command(checks)
     data = {"fit": is_fit(checks), "checks": [_as_data(one) for one in checks], "install": install}
     context.emit(data, _as_text(checks, install, is_fit=is_fit(checks)))

@@ -15,7 +15,9 @@ STEPS = ("effect.intent", "effect.done", "effect.failed", "roll.switched", "roll
 @click.command()
 @click.argument("environment", required=False)
 @click.argument("role", required=False)
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="Entries.")
+@click.option(
+    "--limit", type=click.IntRange(1), default=20, show_default=True, help="Most entries shown."
+)
 @click.option("--steps", is_flag=True, help="Show every step of every roll too.")
 @click.option("--verify", is_flag=True, help="Check the whole chain of hashes first.")
 @json_option
@@ -73,7 +75,12 @@ def _what(data: dict[str, Any]) -> str:
         words.append(f"commit {data['commit'][:12]}")
     if data.get("image"):
         old = short(data["previous"]) if data.get("previous") else "nothing"
-        words.append(f"{old} → {short(data['image'])}")
-    if data.get("effect"):
+        word = "back: " if data.get("is_rollback") else ""
+        words.append(f"{word}{old} → {short(data['image'])}")
+    for secret in data.get("secrets", ()):
+        words.append(f"{secret['role']} {secret['name']} (version {secret['version']})")
+    if data.get("secret"):
+        words.append(data["secret"])
+    if data.get("effect") and "machines" in data:
         words.append(f"{data['effect']} {', '.join(data['machines'])}")
     return ", ".join(words) or "-"

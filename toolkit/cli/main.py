@@ -90,7 +90,8 @@ class LazyGroup(click.Group):
 )
 @click.option(
     "--state",
-    type=click.Path(file_okay=False, path_type=Path),
+    # Whether it can be read is seen when it is used, since 'doctor' and '--help' do not.
+    type=click.Path(file_okay=False, readable=False, path_type=Path),
     default=DEFAULT_STATE,
     envvar="TOOLKIT_STATE",
     help=f"Where everything is kept. [default: {DEFAULT_STATE}; TOOLKIT_STATE]",
@@ -104,6 +105,8 @@ def cli(context: click.Context, project: Path, state: Path, quiet: bool, debug: 
 
     \b
     Example:
+      toolkit doctor
+      toolkit secrets init development
       toolkit bake
       toolkit up development
       toolkit roll development
@@ -126,6 +129,9 @@ def run(arguments: list[str]) -> int:
         result: Any = cli.main(arguments, prog_name="toolkit", standalone_mode=False)
     except click.exceptions.Exit as done:
         return done.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return 2
     except click.ClickException as error:
         hint = None
         if isinstance(error, click.UsageError) and error.ctx:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,11 +13,14 @@ from toolkit.cli.context import Context, json_option, short, wait_option
 if TYPE_CHECKING:
     from toolkit.roll.command import RollResult
     from toolkit.roll.effects import RollOrder
+    from toolkit.roll.past import Estimate
 
 
 def _what(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the arguments that say what is rolled where."""
-    command = click.option("--release", help="Roll the images of this release.")(command)
+    command = click.option("--release", metavar="ID", help="Roll the images of this release.")(
+        command
+    )
     command = click.option("--image", metavar="DIGEST", help="Roll this image; needs a ROLE.")(
         command
     )
@@ -96,7 +100,7 @@ def plan(
       toolkit plan development web
     """
     from toolkit import wiring
-    from toolkit.roll.command import need_up, plan_only
+    from toolkit.roll.command import estimate, need_up, plan_only
     from toolkit.roll.prepare import choose
 
     _check(role, image, release)
@@ -105,10 +109,11 @@ def plan(
         chosen = choose(site, [role] if role else [], image, release)
         need_up(site)
         orders = {name: plan_only(site, name, wanted) for name, wanted in chosen.items()}
-        images = {name: wanted.image.digest for name, wanted in chosen.items()}
-    data = [plan_data(name, images[name], order) for name, order in orders.items()]
-    text = "\n".join(plan_text(name, images[name], order) for name, order in orders.items())
-    context.emit(data[0] if role else data, text)
+        views = [
+            PlanView(name, chosen[name].image.digest, order, estimate(site, name, order))
+            for name, order in orders.items()
+        ]
+    emit_plans(context, views, is_single=role is not None, empty="no role to roll")
 
 
 def _check(role: str | None, image: str | None, release: str | None) -> None:
@@ -135,26 +140,60 @@ def _as_text(result: RollResult) -> str:
     return "\n".join(lines)
 
 
-def plan_data(role: str, image: str, order: RollOrder | None) -> dict[str, Any]:
-    """Return a plan as the contract's data."""
-    from toolkit.roll.plan import step_to_data
+@dataclass(frozen=True, slots=True)
+class PlanView:
+    """A plan as it is shown.
 
-    if order is None:
-        return {"role": role, "image": image, "outcome": "unchanged", "steps": []}
-    return {
-        "role": role,
-        "image": image,
-        "strategy": order.plan.strategy,
-        "steps": [step_to_data(step) for step in order.plan.steps],
-    }
+    Attributes:
+        role: Which role.
+        image: Digest of what is to serve.
+        order: What would be done; None when the image serves already.
+        estimate: About how long that takes; None when there is nothing to go by.
+    """
+
+    role: str
+    image: str
+    order: RollOrder | None
+    estimate: Estimate | None
+
+    def as_data(self) -> dict[str, Any]:
+        """Return the plan as the contract's data."""
+        from toolkit.roll.plan import step_to_data
+
+        if self.order is None:
+            return {"role": self.role, "image": self.image, "outcome": "unchanged", "steps": []}
+        plan = self.order.plan
+        return {
+            "role": self.role,
+            "image": self.image,
+            "strategy": plan.strategy,
+            "is_warm": plan.is_warm,
+            "estimate": asdict(self.estimate) if self.estimate else None,
+            "steps": [step_to_data(step) for step in plan.steps],
+        }
+
+    def as_text(self) -> str:
+        """Return the plan for people."""
+        if self.order is None:
+            return f"{self.role}: nothing to do, {short(self.image)} serves already"
+        plan, about = self.order.plan, "no earlier roll to go by"
+        if self.estimate:
+            by = f"by {self.estimate.rolls} earlier roll{'s' if self.estimate.rolls > 1 else ''}"
+            about = f"about {self.estimate.seconds:.1f} s, {by}"
+        start = "warm: its machines run" if plan.is_warm else "cold: machines start from it"
+        lines = [
+            f"{self.role}: {plan.strategy}, to image {short(self.image)}",
+            f"  {start}; {about}",
+        ]
+        for number, step in enumerate(plan.steps, start=1):
+            argument = "" if step.argument is None else f"  ({step.argument})"
+            machines = ", ".join(step.machines)
+            lines.append(f"  {number:2}. {step.effect.value:<14} {machines}{argument}")
+        return "\n".join(lines)
 
 
-def plan_text(role: str, image: str, order: RollOrder | None) -> str:
-    """Return a plan for people."""
-    if order is None:
-        return f"{role}: nothing to do, {short(image)} serves already"
-    lines = [f"{role}: {order.plan.strategy}, to image {short(image)}"]
-    for number, step in enumerate(order.plan.steps, start=1):
-        argument = "" if step.argument is None else f"  ({step.argument})"
-        lines.append(f"  {number:2}. {step.effect.value:<14} {', '.join(step.machines)}{argument}")
-    return "\n".join(lines)
+def emit_plans(context: Context, views: Sequence[PlanView], *, is_single: bool, empty: str) -> None:
+    """Print plans: one, or a list of them."""
+    data = [view.as_data() for view in views]
+    text = "\n".join(view.as_text() for view in views)
+    context.emit(data[0] if is_single else data, text or empty)

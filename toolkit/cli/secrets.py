@@ -20,6 +20,7 @@ from toolkit.secrets.declarations import load_matrix
 from toolkit.secrets.document import Document, as_text
 from toolkit.secrets.editor import edit_document
 from toolkit.secrets.generate import Item, init
+from toolkit.secrets.grants import BALANCER
 from toolkit.secrets.keys import KeyRing
 from toolkit.secrets.memory import VersionFile
 from toolkit.secrets.survey import Status, find_entry, matrix_rows, survey
@@ -129,7 +130,7 @@ def set_command(context: Context, environment: str, role: str, name: str) -> Non
     """Set a secret from standard input.
 
     It becomes the next version, in every role that declares the same name. A machine gets it with
-    the next roll.
+    the next roll, the balancer with the next 'toolkit up'.
     """
     if sys.stdin.isatty():
         value = str(
@@ -334,8 +335,12 @@ def _set(
 def _report_change(context: Context, environment: str, items: Sequence[Item]) -> None:
     if items:
         context.record("secrets-changed", environment=environment, secrets=_items(items))
-    text = "\n".join(f"changed  {_line(item)}" for item in items) or "nothing was changed"
-    context.emit({"environment": environment, "changed": _items(items)}, text)
+    lines = [f"changed  {_line(item)}" for item in items] or ["nothing was changed"]
+    if any(item.role == BALANCER for item in items):
+        lines.append(f"the balancer takes it up with 'toolkit up {environment}'")
+    if any(item.role != BALANCER for item in items):
+        lines.append(f"machines get it with the next 'toolkit roll {environment}'")
+    context.emit({"environment": environment, "changed": _items(items)}, "\n".join(lines))
 
 
 def _confirm(question: str, *, is_confirmed: bool) -> None:

@@ -18,7 +18,7 @@ def smoke(context: Context, environment: str, role: str | None) -> None:
     """Run the smoke tests of ROLE (default: every role) against the live machines.
 
     \b
-    Exit code 4 when a test fails; nothing is changed.
+    Exit code 4 when a test fails, or a machine that is meant to run does not; nothing is changed.
     \b
     Example:
       toolkit smoke production web
@@ -44,7 +44,7 @@ def smoke(context: Context, environment: str, role: str | None) -> None:
     data = {"passed": len(checks) - len(failed), "failed": len(failed)}
     context.emit(
         {**data, "checks": [asdict(check) for check in checks]},
-        table(("", "MACHINE", "TEST", "TIME"), rows, empty="no machine runs"),
+        table(("", "MACHINE", "TEST", "TIME"), rows, empty=""),
     )
     if failed:
         messages = "\n".join(f"{one.machine}: {one.name}\n{one.message}" for one in failed)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from toolkit.cli.context import Context, json_option, wait_option
-from toolkit.cli.roll import emit_results, plan_data, plan_text
+from toolkit.cli.roll import PlanView, emit_plans, emit_results
 from toolkit.errors import ConfigurationError, NotFound
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def rollback(
     """Return ROLE (default: every role that can) to the image that served before.
 
     Machines that are kept warm serve again at once; otherwise new ones start from the image.
-    Either way they pass their smoke tests first.
+    Either way they pass their smoke tests first. A second rollback goes further back: a version
+    that was left by a rollback is returned to only when --to names it.
 
     \b
     Example:
@@ -81,7 +82,7 @@ def rollback(
     """
     from toolkit import wiring
     from toolkit.roll import command
-    from toolkit.roll.prepare import need_role, previous_image
+    from toolkit.roll.prepare import need_role, previous_roll
 
     if to and not role:
         raise click.UsageError("--to needs a ROLE: an image is for one role")
@@ -93,12 +94,14 @@ def rollback(
         command.need_up(site)
         roles = [role] if role else list(reversed(list(site.environment.deployments)))
         if not role:
-            roles = [name for name in roles if previous_image(site, name)]
+            roles = [one for one in roles if previous_roll(site.ledger, environment, one)]
         if dry_run:
             plans = {name: command.plan_back(site, name, to) for name in roles}
-            data = [plan_data(n, w.image.digest, order) for n, (w, order) in plans.items()]
-            text = [plan_text(n, w.image.digest, order) for n, (w, order) in plans.items()]
-            context.emit(data[0] if role else data, "\n".join(text) or "nothing to go back to")
+            views = [
+                PlanView(name, wanted.image.digest, order, command.estimate(site, name, order))
+                for name, (wanted, order) in plans.items()
+            ]
+            emit_plans(context, views, is_single=role is not None, empty="nothing to go back to")
             return
         for name in roles:
             results.append(command.roll_back(site, name, to, wait_s=wait))

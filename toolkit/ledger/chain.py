@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from toolkit.state import canonical_json
+from toolkit.canonical import canonical_json
 
 GENESIS = "0" * 64
 

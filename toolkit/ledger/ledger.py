@@ -88,6 +88,7 @@ class RollRecord:
         started: Seconds since the epoch.
         ended: Seconds since the epoch, or None while it runs.
         order: Plan and machines, as plain data: what resuming or undoing needs.
+        is_rollback: Whether the operator went back because of the image that served before.
     """
 
     id: str
@@ -101,6 +102,7 @@ class RollRecord:
     started: float
     ended: float | None
     order: Mapping[str, Any]
+    is_rollback: bool = False
 
 
 class Ledger:
@@ -195,6 +197,18 @@ class Ledger:
             kind = "environment.up" if is_up else "environment.down"
             append_entry(connection, kind, {}, environment=environment)
 
+    def environments(self) -> list[str]:
+        """Return the environments that are up, or have machines or rolls, by name."""
+        names: set[str] = set()
+        with self.transaction() as connection:
+            for column in (
+                tables.environments.c.name,
+                tables.machines.c.environment,
+                tables.rolls.c.environment,
+            ):
+                names.update(connection.execute(select(column).distinct()).scalars())
+        return sorted(names)
+
     def machines(self, environment: str, role: str | None = None) -> list[MachineRecord]:
         """Return the machines that are meant to exist, in the order in which they were recorded."""
         table = tables.machines
@@ -243,7 +257,12 @@ class Ledger:
             append_entry(
                 connection,
                 "roll.started",
-                {"image": record.image, "release": record.release, "previous": record.previous},
+                {
+                    "image": record.image,
+                    "release": record.release,
+                    "previous": record.previous,
+                    "is_rollback": record.is_rollback,
+                },
                 environment=record.environment,
                 role=record.role,
                 roll=record.id,
@@ -260,7 +279,12 @@ class Ledger:
             append_entry(
                 connection,
                 f"roll.{outcome}",
-                {"image": row["image"], "previous": row["previous"], **data},
+                {
+                    "image": row["image"],
+                    "previous": row["previous"],
+                    "is_rollback": row["is_rollback"],
+                    **data,
+                },
                 environment=row["environment"],
                 role=row["role"],
                 roll=roll,
@@ -307,8 +331,12 @@ def open_ledger(path: Path) -> Ledger:
             )
         if version == 0:
             tables.metadata.create_all(connection)
-            connection.execute(text(f"PRAGMA user_version = {tables.SCHEMA_VERSION}"))
             path.chmod(0o600)
+        else:
+            for later in range(version + 1, tables.SCHEMA_VERSION + 1):
+                connection.execute(text(tables.MIGRATIONS[later]))
+        if version < tables.SCHEMA_VERSION:
+            connection.execute(text(f"PRAGMA user_version = {tables.SCHEMA_VERSION}"))
     return ledger
 
 

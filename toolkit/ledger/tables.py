@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, Column, Float, Integer, MetaData, String, Table
+from sqlalchemy import JSON, Boolean, Column, Float, Integer, MetaData, String, Table
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+MIGRATIONS = {
+    2: "ALTER TABLE rolls ADD COLUMN is_rollback BOOLEAN NOT NULL DEFAULT 0",
+}
+"""Version to the statement that makes it of the one before."""
 
 metadata = MetaData()
 
@@ -62,6 +67,7 @@ rolls = Table(
     Column("started", Float, nullable=False),
     Column("ended", Float),
     Column("order", JSON, nullable=False),
+    Column("is_rollback", Boolean, nullable=False),
     comment="The order is what resuming or undoing the roll needs.",
 )
 

@@ -135,8 +135,13 @@ class HaproxyProcess:
             self._end(pid, deadline_s=deadline_s)
         self._end_leftovers()
         if self._config.exists():
-            namespace = haproxy_config.namespace_of(self._config.read_text())
-            host.forget_namespace(haproxy_config.host_namespace(namespace))
+            try:
+                namespace = haproxy_config.namespace_of(self._config.read_text(errors="replace"))
+            except ConfigurationError:
+                # Somebody else's, or damaged: no reason to leave the rest standing.
+                pass
+            else:
+                host.forget_namespace(haproxy_config.host_namespace(namespace))
         for path in (
             self._config,
             self._pid_file,
@@ -310,7 +315,7 @@ class HaproxyProcess:
     def _pid(self) -> int | None:
         """Return the master's process id, unless it has ended and another has its number."""
         try:
-            recorded = self._pid_file.read_text()
+            recorded = self._pid_file.read_text(errors="replace")
         except FileNotFoundError:
             return None
         number = recorded.partition(" ")[0]

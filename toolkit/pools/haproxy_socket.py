@@ -24,6 +24,7 @@ ADMIN_MAINTENANCE: Final = 0x01 | 0x02 | 0x20 | 0x40
 ADMIN_DRAIN: Final = 0x08 | 0x10
 OPERATION_STOPPED: Final = "0"
 
+_FINGERPRINT: Final = re.compile(r"^SHA1 FingerPrint: ([0-9A-Fa-f]{40})$", re.MULTILINE)
 _STATE_HEADER: Final = "# be_id "
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024
 
@@ -70,6 +71,15 @@ class HaproxySocket:
         if "Success!" not in answer:
             self._exchange(f"abort ssl cert {path}")
             raise OutsideError(f"haproxy refuses the certificate: {_first_line(answer)}")
+
+    def certificate_fingerprint(self, path: Path) -> str | None:
+        """Return the SHA-1 of the certificate that HAProxy serves, in hexadecimal, if it has one.
+
+        Args:
+            path: Of the certificate's file, as the configuration names it.
+        """
+        found = _FINGERPRINT.search(self._exchange(f"show ssl cert {path}"))
+        return found[1].lower() if found else None
 
     def _lines(self, commands: Sequence[str]) -> Iterator[str]:
         line = ""

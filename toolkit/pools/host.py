@@ -18,6 +18,22 @@ _POLL_S: Final = 0.01
 _KILL_TIMEOUT_S: Final = 5.0
 
 
+class AddressRefused(ConfigurationError):
+    """Nobody can listen on an address.
+
+    Attributes:
+        address: IPv4 address and port.
+    """
+
+    def __init__(self, address: str, reason: str) -> None:
+        host, _, port = address.rpartition(":")
+        super().__init__(
+            f"port {port} on {host} {reason}",
+            hint="end what listens there, or choose another public port",
+        )
+        self.address = address
+
+
 def check_ports_free(addresses: frozenset[str], *, patience_s: float = 0.0) -> None:
     """Make sure that nobody listens on these addresses.
 
@@ -29,20 +45,16 @@ def check_ports_free(addresses: frozenset[str], *, patience_s: float = 0.0) -> N
         patience_s: How long a process that is ending may take to let go of one.
 
     Raises:
-        ConfigurationError: Somebody does, or the address is not one of the host's.
+        AddressRefused: Somebody does, or the address is not one of the host's.
     """
     for address in sorted(addresses):
         deadline = time.monotonic() + patience_s
         while (error := _try_to_listen(address)) is not None and time.monotonic() < deadline:
             time.sleep(_POLL_S)
         if error is not None:
-            host, _, port = address.rpartition(":")
             is_taken = error.errno == errno.EADDRINUSE
-            raise ConfigurationError(
-                f"port {port} on {host} "
-                + ("is already taken" if is_taken else f"cannot be used: {error.strerror}"),
-                hint="end what listens there, or choose another public port",
-            ) from error
+            reason = "is already taken" if is_taken else f"cannot be used: {error.strerror}"
+            raise AddressRefused(address, reason) from error
 
 
 def _try_to_listen(address: str) -> OSError | None:

@@ -6,6 +6,9 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
 from toolkit.errors import ConfigurationError
 from toolkit.machines.evidence import Spool, Subject, gather_processes
 from toolkit.model import Secret
@@ -40,6 +43,8 @@ class LocalBalancer:
         runtime: Directory of its sockets and files.
         ram: Directory, on a RAM file system, for the certificate's key.
         edge_secrets: Returns the credentials of the balancer itself.
+        newest_version: Returns the highest version of its certificate that was seen here, if any
+            was; it opens no vault.
     """
 
     def __init__(
@@ -51,10 +56,12 @@ class LocalBalancer:
         runtime: Path,
         ram: Path,
         edge_secrets: Callable[[], Mapping[str, Secret]],
+        newest_version: Callable[[], int | None],
     ) -> None:
         self._environment = environment
         self._ram = ram
         self._edge_secrets = edge_secrets
+        self._newest_version = newest_version
         self._process = HaproxyProcess(directory=runtime)
         self._config = BalancerConfig(
             namespace=namespace,
@@ -63,11 +70,22 @@ class LocalBalancer:
         )
 
     def ensure(self) -> None:
-        """Have HAProxy run with the environment's configuration."""
-        if any(deployment.public for deployment in self._environment.deployments.values()):
-            self._write_certificate()
+        """Have HAProxy run with the environment's configuration and its newest certificate."""
+        is_public = any(one.public for one in self._environment.deployments.values())
+        version = self._write_certificate() if is_public else None
         make_private(self._config.runtime_directory.parent)
-        self._process.ensure(render(self._config))
+        try:
+            self._process.ensure(render(self._config))
+        except host.AddressRefused as error:
+            file = self._environment.directory / "toolkit.yml"
+            fields = [
+                f"{file}:roles.{role}.public: "
+                for role, deployment in self._environment.deployments.items()
+                if deployment.public == error.address
+            ]
+            raise ConfigurationError("".join(fields) + error.message, hint=error.hint) from None
+        if version is not None:
+            self._serve_certificate(version)
 
     def stop(self) -> None:
         """End HAProxy and remove its files."""
@@ -86,8 +104,15 @@ class LocalBalancer:
 
         The file is written first: should HAProxy end in between, it starts with the new one.
         """
-        self._write_certificate()
-        self._process.admin.replace_certificate(self._certificate)
+        self._serve_certificate(self._write_certificate())
+
+    def is_current(self) -> bool:
+        """Whether HAProxy was given the newest certificate that was seen here."""
+        try:
+            served = int(self._version_file.read_text())
+        except (FileNotFoundError, ValueError):
+            return True
+        return served >= (self._newest_version() or 0)
 
     def evidence(self) -> Subject:
         """Gather what HAProxy's processes and files show, but for its certificate's own file."""
@@ -110,7 +135,24 @@ class LocalBalancer:
     def _certificate(self) -> Path:
         return self._ram / "edge.pem"
 
-    def _write_certificate(self) -> None:
+    @property
+    def _version_file(self) -> Path:
+        return self._config.runtime_directory / "edge.version"
+
+    def _serve_certificate(self, version: int) -> None:
+        """Have HAProxy serve what is in the file, if it serves another, and note the version.
+
+        HAProxy reads the file when it starts or is reloaded, and at no other time.
+        """
+        written = x509.load_pem_x509_certificate(self._certificate.read_bytes())
+        wanted = written.fingerprint(hashes.SHA1()).hex()  # noqa: S303 - what HAProxy names it by
+        admin = self._process.admin
+        if admin.certificate_fingerprint(self._certificate) != wanted:
+            admin.replace_certificate(self._certificate)
+        write_atomically(self._version_file, str(version).encode())
+
+    def _write_certificate(self) -> int:
+        """Write the certificate's file; return its version."""
         secrets = self._edge_secrets()
         try:
             pem = b"\n".join(secrets[f"edge_tls.{part}"].reveal() for part in ("crt", "key"))
@@ -122,6 +164,7 @@ class LocalBalancer:
         make_private(self._ram.parent)
         make_private(self._ram)
         write_atomically(self._certificate, pem)
+        return secrets["edge_tls.crt"].version
 
     def _pool_config(self, project: Project, role: str) -> PoolConfig:
         spec, deployment = project.roles[role], self._environment.deployments[role]

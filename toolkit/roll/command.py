@@ -14,26 +14,26 @@ from toolkit.errors import (
     ConfigurationError,
     Interrupted,
     LeaseHeld,
-    NotFound,
     ToolkitError,
     UnfinishedRoll,
 )
 from toolkit.ledger.ledger import MachineRecord, RollRecord, operator
 from toolkit.model import SmokeCheck
-from toolkit.roll import lease
+from toolkit.roll import lease, past
 from toolkit.roll.effects import Crew, RollOrder, RollReport
 from toolkit.roll.lease import Lease
+from toolkit.roll.past import Estimate
 from toolkit.roll.plan import plan_from_data, plan_to_data
 from toolkit.roll.prepare import (
     Wanted,
     choose,
+    choose_previous,
     gather_inputs,
     is_current,
     make_order,
     need_role,
     prepare_return,
     prepare_roll,
-    previous_image,
 )
 from toolkit.roll.recover import remove_orphans
 from toolkit.roll.run import Roll
@@ -118,7 +118,7 @@ def need_settled(site: Site) -> None:
 
 
 def test_live(site: Site, role: str | None) -> list[SmokeCheck]:
-    """Run the smoke tests against the machines that serve.
+    """Run the smoke tests against the machines that run; one that is meant to and is gone fails.
 
     Args:
         site: Where.
@@ -126,14 +126,27 @@ def test_live(site: Site, role: str | None) -> list[SmokeCheck]:
 
     Raises:
         NotFound: The environment has no such role.
+        ConfigurationError: Nothing runs there: that no test failed would say nothing.
     """
     if role is not None:
         need_role(site, role)
     checks: list[SmokeCheck] = []
+    environment = site.environment.name
     for name, deployment in site.environment.deployments.items():
         if role in {None, name}:
             machines = [one for one in site.provider.machines() if one.role == name]
             checks += site.smoke.test(machines, deadline_s=deployment.timeouts.smoke_s)
+            found = {one.name for one in machines}
+            checks += [
+                SmokeCheck(one.name, "machine", False, 0.0, "it is meant to run, and does not")
+                for one in site.ledger.machines(environment, name)
+                if one.name not in found
+            ]
+    if not checks:
+        where = environment if role is None else f"{environment} {role}"
+        raise ConfigurationError(
+            f"nothing runs in {where}", hint=f"run 'toolkit roll {where}' first"
+        )
     return checks
 
 
@@ -143,6 +156,13 @@ def plan_only(site: Site, role: str, wanted: Wanted) -> RollOrder | None:
     if is_current(site, role, wanted, inputs):
         return None
     return prepare_roll(site, role, wanted, inputs, roll_id="next")
+
+
+def estimate(site: Site, role: str, order: RollOrder | None) -> Estimate | None:
+    """Return about how long a roll will take, from earlier ones of its kind."""
+    if order is None:
+        return None
+    return past.estimate(site.ledger.rolls(site.environment.name, role), order.plan)
 
 
 def roll_role(site: Site, role: str, wanted: Wanted, *, wait_s: float = 0.0) -> RollResult:
@@ -162,7 +182,7 @@ def roll_role(site: Site, role: str, wanted: Wanted, *, wait_s: float = 0.0) -> 
         if is_current(site, role, wanted, inputs):
             return _unchanged(role, wanted.image.digest, began)
         order = prepare_roll(site, role, wanted, inputs, roll_id=_new_id())
-        return _begin(site, held, order, wanted, began)
+        return _begin(site, held, order, wanted, began, is_rollback=False)
 
 
 def roll_back(site: Site, role: str, to: str | None, *, wait_s: float = 0.0) -> RollResult:
@@ -171,7 +191,8 @@ def roll_back(site: Site, role: str, to: str | None, *, wait_s: float = 0.0) -> 
     Args:
         site: Where.
         role: Which role.
-        to: Digest; the image that served before the present one when None.
+        to: Digest; the image that served before the present one when None, but none that an
+            earlier rollback has left.
         wait_s: How long to queue for the lease.
 
     Raises:
@@ -183,7 +204,7 @@ def roll_back(site: Site, role: str, to: str | None, *, wait_s: float = 0.0) -> 
         wanted, order = plan_back(site, role, to, roll_id=_new_id())
         if order is None:
             return _unchanged(role, wanted.image.digest, began)
-        return _begin(site, held, order, wanted, began)
+        return _begin(site, held, order, wanted, began, is_rollback=True)
 
 
 def plan_back(
@@ -191,13 +212,7 @@ def plan_back(
 ) -> tuple[Wanted, RollOrder | None]:
     """Return what a rollback would do; None when the wanted image serves already."""
     need_role(site, role)
-    digest = to or previous_image(site, role)
-    if digest is None:
-        raise NotFound(
-            f"{site.environment.name} {role} has no earlier image to go back to",
-            hint="name one with --to; 'toolkit images list' shows them",
-        )
-    wanted = choose(site, [role], digest, None)[role]
+    wanted = choose(site, [role], to, None)[role] if to else choose_previous(site, role)
     inputs = gather_inputs(site, role)
     if is_current(site, role, wanted, inputs):
         return wanted, None
@@ -246,7 +261,9 @@ def _hold(site: Site, doing: str, *, wait_s: float) -> AbstractContextManager[Le
     )
 
 
-def _begin(site: Site, held: Lease, order: RollOrder, wanted: Wanted, began: float) -> RollResult:
+def _begin(
+    site: Site, held: Lease, order: RollOrder, wanted: Wanted, began: float, *, is_rollback: bool
+) -> RollResult:
     record = RollRecord(
         id=order.id,
         environment=order.environment,
@@ -262,6 +279,7 @@ def _begin(site: Site, held: Lease, order: RollOrder, wanted: Wanted, began: flo
             "plan": plan_to_data(order.plan),
             "records": [asdict(one) for one in order.records.values()],
         },
+        is_rollback=is_rollback,
     )
     held.ledger.start_roll(record)
     return _conclude(site, held, order, record, Roll.forward, began)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from toolkit.ledger.ledger import MachineRecord
+from toolkit.ledger.ledger import Ledger, MachineRecord
 from toolkit.model import MachineState
 from toolkit.roll import lease
 from toolkit.roll.lease import Lease
-from toolkit.roll.prepare import previous_image
+from toolkit.roll.prepare import previous_roll
 from toolkit.roll.recover import find_orphans, remove_orphans
 from toolkit.roll.site import Site
 
@@ -70,15 +71,36 @@ def _find_expired(site: Site) -> list[MachineRecord]:
     ]
 
 
-def images_in_use(site: Site) -> set[str]:
-    """Return digests of images that run, are warm, or that a roll or rollback may need."""
-    name = site.environment.name
-    images = {one.image for one in site.ledger.machines(name)}
-    images |= {one.image for one in site.provider.machines() if one.image}
-    for roll in site.ledger.unfinished_rolls(name):
-        images |= {image for image in (roll.image, roll.previous) if image}
-    for role in site.environment.deployments:
-        previous = previous_image(site, role)
-        if previous:
-            images.add(previous)
-    return images
+@dataclass(frozen=True, slots=True)
+class InUse:
+    """What must be kept whatever its age.
+
+    Attributes:
+        images: Digests.
+        releases: Release ids.
+    """
+
+    images: frozenset[str]
+    releases: frozenset[str]
+
+
+def find_in_use(ledger: Ledger) -> InUse:
+    """Return what runs, is warm, or is what a roll or rollback may need, in every environment.
+
+    Also in those that the project has no more, but whose machines run.
+    """
+    images: set[str | None] = set()
+    releases: set[str | None] = set()
+    for name in ledger.environments():
+        machines = ledger.machines(name)
+        needed = [
+            *ledger.unfinished_rolls(name),
+            *(previous_roll(ledger, name, role) for role in {one.role for one in machines}),
+        ]
+        images |= {one.image for one in machines}
+        releases |= {one.release for one in machines}
+        for roll in needed:
+            if roll is not None:
+                images |= {roll.image} if roll.outcome != "running" else {roll.image, roll.previous}
+                releases.add(roll.release)
+    return InUse(frozenset(filter(None, images)), frozenset(filter(None, releases)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from toolkit.errors import ToolkitError
 from toolkit.ledger.ledger import MachineRecord
 from toolkit.model import Machine, MachineState, Target, TargetState
 from toolkit.roll.recover import find_drift
@@ -41,7 +42,7 @@ def observe(site: Site, role: str) -> dict[str, Any]:
         "role": role,
         "image": members[-1].image if members else None,
         "release": release,
-        "commit": site.images.release(release).commit if release else None,
+        "commit": _commit(site, release) if release else None,
         "strategy": deployment.strategy,
         "machines": machines,
         "pool": {
@@ -68,11 +69,25 @@ def drift(site: Site) -> list[str]:
         )
     if sentences and has_balancer:
         sentences.append(f"'toolkit up {name} --repair' puts this right")
+    if has_balancer and not site.balancer.is_current():
+        sentences.append(
+            "the balancer serves an older certificate than its vault has: "
+            f"'toolkit up {name}' takes the new one up"
+        )
     sentences += [
         f"{roll.id} of {roll.role} is under way or was cut short"
         for roll in site.ledger.unfinished_rolls(name)
     ]
     return sentences
+
+
+def _commit(site: Site, release: str) -> str | None:
+    """Return a release's commit: from the store, or else from the ledger, which forgets nothing."""
+    try:
+        return site.images.release(release).commit
+    except ToolkitError:
+        baked = site.ledger.entries(kinds=("release.baked",))
+        return next((e["data"]["commit"] for e in baked if e["data"]["release"] == release), None)
 
 
 def _machine(

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from toolkit.canonical import canonical_json
 from toolkit.model import LaunchOrder, Secret
 from toolkit.project.model import Environment, Project
-from toolkit.state import canonical_json
 
 CONFIG_CREDENTIAL = "config"
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+WARM = "warm"
+"""The strategy of going back to machines that were kept warm."""
+
 UNDONE_WARM_S = 300.0
 """How long machines stay warm after going back to them was undone."""
 
@@ -102,6 +105,11 @@ class RollPlan:
         """All steps in order."""
         return (*self.switch, *self.finish)
 
+    @property
+    def is_warm(self) -> bool:
+        """Whether it goes back to machines that run already."""
+        return self.strategy == WARM
+
 
 def plan_roll(
     policy: RollPolicy, *, old: Sequence[str], new: Sequence[str], retired: Sequence[str] = ()
@@ -153,7 +161,7 @@ def plan_return(policy: RollPolicy, *, old: Sequence[str], warm: Sequence[str]) 
         Step(Effect.ADMIT, warm),
         *((Step(Effect.DRAIN, old),) if old else ()),
     )
-    return RollPlan("warm", old, warm, switch, _farewell(policy, old))
+    return RollPlan(WARM, old, warm, switch, _farewell(policy, old))
 
 
 def plan_restore(machines: Sequence[str]) -> tuple[Step, ...]:
@@ -312,7 +320,7 @@ def _discard(touched: _Touched, plan: RollPlan) -> tuple[Step, ...]:
     """Return how new machines go again; those that were warm stay warm."""
     launched = touched.by(Effect.LAUNCH, plan.new)
     registered = touched.by(Effect.REGISTER, plan.new)
-    if plan.strategy == "warm":
+    if plan.is_warm:
         if not registered:
             return ()
         return (

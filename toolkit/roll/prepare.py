@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from toolkit.errors import ConfigurationError, NotFound
-from toolkit.ledger.ledger import MachineRecord
+from toolkit.ledger.ledger import Ledger, MachineRecord, RollRecord
 from toolkit.model import Image, MachineState, Release
 from toolkit.project.load import role_settings
 from toolkit.roll.effects import RollOrder
 from toolkit.roll.orders import Inputs, endpoints
+from toolkit.roll.past import rollback_target
 from toolkit.roll.plan import RollPlan, RollPolicy, allocate, plan_return, plan_roll
 from toolkit.roll.site import Site
 from toolkit.roll.watch import Thresholds
@@ -112,8 +113,9 @@ def prepare_roll(
         roll_id: Name of the roll; machine names are made from it.
 
     Raises:
-        ConfigurationError: The network has no room.
+        ConfigurationError: The network has no room, or the role has no smoke tests.
     """
+    site.smoke.need_tests(role)
     environment = site.environment
     recorded = site.ledger.machines(environment.name)
     old = _old_machines(site, role)
@@ -215,20 +217,34 @@ def policy_of(site: Site, role: str) -> RollPolicy:
     )
 
 
-def previous_image(site: Site, role: str) -> str | None:
-    """Return the image that served before the one that serves now, or None."""
-    members = [one for one in site.ledger.machines(site.environment.name, role) if one.is_member]
+def previous_roll(ledger: Ledger, environment: str, role: str) -> RollRecord | None:
+    """Return the roll to whose image a rollback of a role goes, or None."""
+    members = [one for one in ledger.machines(environment, role) if one.is_member]
     if not members:
         return None
-    current = members[-1].image
-    for roll in site.ledger.rolls(site.environment.name, role):
-        if (
-            roll.outcome == "rolled"
-            and roll.image == current
-            and roll.previous not in {None, current}
-        ):
-            return roll.previous
-    return None
+    return rollback_target(ledger.rolls(environment, role), members[-1].image)
+
+
+def choose_previous(site: Site, role: str) -> Wanted:
+    """Return what a role goes back to when the operator names nothing.
+
+    Raises:
+        NotFound: Nothing served before that was not left by a rollback, or it is gone.
+    """
+    name = site.environment.name
+    roll = previous_roll(site.ledger, name, role)
+    if roll is None:
+        raise NotFound(
+            f"{name} {role} has no earlier image to go back to",
+            hint="name one with --to; 'toolkit images list' shows them",
+        )
+    try:
+        return _by_image(site, role, roll.image)
+    except NotFound:
+        raise NotFound(
+            f"{name} {role} would go back to image {roll.image}, which the store has no more",
+            hint="name another with --to; 'toolkit images list' shows them",
+        ) from None
 
 
 def _old_machines(site: Site, role: str) -> list[MachineRecord]:

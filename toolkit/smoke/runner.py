@@ -52,21 +52,27 @@ class PytestRunner:
         self._tls_name = tls_name
         self._init_pid = init_pid
 
+    def need_tests(self, role: str) -> None:
+        """Refuse a role that has no tests of its own: those of the layers below say nothing of it.
+
+        Raises:
+            ConfigurationError: Neither it nor its uppermost layer has any.
+        """
+        names = dict.fromkeys([self._project.roles[role].layers[-1].role, role])
+        directories = [self._project.role_directory(name) / "smoke" for name in names]
+        if not any(any(path.glob("test_*.py")) for path in directories):
+            raise ConfigurationError(
+                f"role {role} has no smoke tests in {' or '.join(map(str, directories))}",
+                hint="nothing serves before it has passed: write test_*.py there",
+            )
+
     def test(self, machines: Sequence[Machine], *, deadline_s: float) -> list[SmokeCheck]:
         """Test every machine and return every single outcome.
 
         Raises:
-            ConfigurationError: A role has no smoke tests.
             SmokeTestsFailed: The tests themselves could not run.
         """
         deadline = time.monotonic() + deadline_s
-        for machine in machines:
-            if not self._tests(machine.role):
-                raise ConfigurationError(
-                    f"role {machine.role} has no smoke tests in "
-                    f"{self._project.role_directory(machine.role) / 'smoke'}",
-                    hint="nothing serves before it has passed: write test_*.py there",
-                )
         with ThreadPoolExecutor(PARALLEL_MACHINES) as pool:
             outcomes = pool.map(lambda one: self._test_one(one, deadline=deadline), machines)
             return [check for checks in outcomes for check in checks]

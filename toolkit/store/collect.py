@@ -29,28 +29,33 @@ def find_garbage(
     images: Sequence[Image],
     layers: Collection[str],
     in_use: Collection[str],
+    releases_in_use: Collection[str],
     keep_releases: int,
 ) -> Garbage:
     """Return what nothing refers to.
 
-    An image is kept while a machine runs it, an unfinished roll or a rollback may need it, or one
-    of the newest releases holds it; a layer while an image that is kept has it.
+    A release is kept while it is one of the newest, is in use, or is the newest that holds an
+    image in use: by it that image is traced to its commit. A release that is kept has all its
+    images, so that it can be rolled elsewhere. An image is kept while it is in use or a release
+    that is kept holds it; a layer while an image that is kept has it.
 
     Args:
         releases: All of them, newest first.
         images: All of them.
         layers: Digests of all sealed layers.
         in_use: Digests of images that must be kept whatever their age.
+        releases_in_use: Ids of releases that must be kept whatever their age.
         keep_releases: How many of the newest releases are kept.
     """
-    kept_images = set(in_use)
-    for release in releases[:keep_releases]:
-        kept_images.update(release.images.values())
-    kept_releases = {
-        release.id
-        for number, release in enumerate(releases)
-        if number < keep_releases or kept_images.issuperset(release.images.values())
+    newest_with = {
+        next((one.id for one in releases if image in one.images.values()), None) for image in in_use
     }
+    needed = newest_with.union(releases_in_use)
+    kept_images = set(in_use)
+    for number, release in enumerate(releases):
+        if number < keep_releases or release.id in needed:
+            kept_images.update(release.images.values())
+    kept_releases = {one.id for one in releases if kept_images.issuperset(one.images.values())}
     kept_layers = {
         layer.digest for image in images if image.digest in kept_images for layer in image.layers
     }

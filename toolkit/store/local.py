@@ -45,13 +45,19 @@ class LocalStore:
         """Return an image by its digest or a unique beginning of it."""
         wanted = digest.removeprefix("sha256:").lower()
         found = [path.name for path in self._directories("images") if path.name.startswith(wanted)]
-        if len(wanted) < MIN_PREFIX or not found:
+        if len(wanted) < MIN_PREFIX:
+            raise NotFound(
+                f"{digest!r} is too short for a digest: give {MIN_PREFIX} digits or more"
+            )
+        if not found:
             raise NotFound(
                 f"there is no image {digest!r} in the store",
                 hint="'toolkit images list' shows what there is",
             )
         if len(found) > 1:
-            raise NotFound(f"{digest!r} is the beginning of {len(found)} images")
+            raise NotFound(
+                f"{digest!r} is the beginning of {len(found)} images", hint="give more digits"
+            )
         return self._read_image(self._root / "images" / found[0])
 
     def images(self) -> Sequence[Image]:
@@ -135,8 +141,12 @@ class LocalStore:
             target = self.layer_path(digest)
             target.parent.mkdir(parents=True, exist_ok=True)
             file.chmod(0o400)
-            file.rename(target)
-            sync_directory(target.parent)
+            if target.exists() and target.stat().st_size == layer.size_bytes:
+                # Machines run from it: another file of the same bytes would take room beside it.
+                file.unlink()
+            else:
+                file.rename(target)
+                sync_directory(target.parent)
         except OSError as error:
             raise OutsideError(f"layer {name} could not be stored: {error.strerror}") from None
         faults.reach("bake", "layer", "acted")
@@ -174,16 +184,20 @@ class LocalStore:
         return self._read_release(directory)
 
     def refresh_mark(self) -> str:
-        """Return the text that stands for the last deliberate refresh of the base image."""
+        """Return the text that stands for the last deliberate refresh; empty before the first."""
         try:
             return (self._root / "refresh").read_text()
         except FileNotFoundError:
             return ""
 
-    def refresh(self) -> None:
-        """Have the next bake fetch the operating system's packages anew."""
+    def new_refresh_mark(self) -> str:
+        """Return a text that stands for a refresh now, and for no earlier one."""
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        write_atomically(self._root / "refresh", now.encode())
+        return now if now != self.refresh_mark() else f"{now}+"
+
+    def refresh(self, mark: str) -> None:
+        """Have bakes from now on use only layers whose packages were fetched since the mark."""
+        write_atomically(self._root / "refresh", mark.encode())
 
     def release_of(self, digest: str) -> Release | None:
         """Return the newest release that an image belongs to."""
