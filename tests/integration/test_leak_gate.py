@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import subprocess
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import pytest
 
 from bench.lab import copy_layers
 from examples.command import Answer, Toolkit
+from examples.versions import Edit
+from tests.support.sabotage import sabotaged
 
 pytestmark = pytest.mark.host
 
@@ -56,12 +57,16 @@ class Leaky:
     def secret(self, name: str) -> dict:
         return self.toolkit.result("secrets", "show", ENVIRONMENT, "leaky", name, "--yes")
 
-    def bake(self, tasks: str, *, exceptions: str = "") -> Answer:
+    def bake(self, tasks: str, *, exceptions: str = "", toolkit: Toolkit | None = None) -> Answer:
         (self.role / "tasks" / "main.yml").write_text(tasks)
         (self.root / "leak-exceptions.yml").write_text(exceptions or "exceptions: []\n")
         self._git("add", "-A", ".")
         self._git("commit", "-qm", "x", "--allow-empty")
-        return self.toolkit.run("bake")
+        return (toolkit or self.toolkit).run("bake")
+
+    def sealed(self, content: bytes) -> bool:
+        """Whether a layer holds some bytes."""
+        return any(content in path.read_bytes() for path in self.layers())
 
     def layers(self) -> list[Path]:
         found = []
@@ -163,21 +168,63 @@ def test_an_exception_counts_for_what_it_names(leaky):
     assert len(leaky.layers()) == 2
 
 
-def test_nothing_of_the_operators_environment_is_sealed(leaky, monkeypatch):
+KEEP_ENVIRONMENT = """
+- name: Keep the environment
+  ansible.builtin.shell: |
+    env > /opt/environment
+    cat /proc/1/environ /proc/self/environ >> /opt/environment
+"""
+OPERATORS = (
+    f"CANARY={CANARY}", f"PIP_INDEX_URL=https://{CANARY}.invalid/", f"HTTP_X={CANARY}",
+)  # fmt: skip
+
+
+def test_nothing_of_the_operators_environment_is_sealed(leaky):
     """A canary in the environment of the bake, and the environment as the role sees it."""
-    running = [
-        "env", f"CANARY={CANARY}", f"PIP_INDEX_URL=https://{CANARY}.invalid/", f"HTTP_X={CANARY}",
-    ]  # fmt: skip
-    toolkit = Toolkit(leaky.root, leaky.toolkit.state, prefix=running)
-    leaky.bake("- name: Nothing\n  ansible.builtin.command: 'true'\n")
-    (leaky.role / "tasks" / "main.yml").write_text(
-        "- name: Keep the environment\n"
-        "  ansible.builtin.shell: env > /opt/environment; "
-        "cat /proc/1/environ /proc/self/environ >> /opt/environment\n"
-    )
-    answer = toolkit.run("bake", "--allow-dirty")
+    toolkit = Toolkit(leaky.root, leaky.toolkit.state, prefix=["env", *OPERATORS])
+    answer = leaky.bake(KEEP_ENVIRONMENT, toolkit=toolkit)
     assert answer.exit_code == 0, answer.stderr
-    layers = leaky.layers()
-    assert any(b"PATH=" in path.read_bytes() for path in layers)
-    assert not any(CANARY.encode() in path.read_bytes() for path in layers)
-    assert os.environ.get("CANARY") is None
+    assert leaky.sealed(b"PATH=")
+    assert not leaky.sealed(CANARY.encode())
+
+
+NO_ALLOW_LIST = (
+    Edit(
+        "toolkit/shell.py",
+        "return {**MINIMAL_ENVIRONMENT, **extra}",
+        "return {**os.environ, **MINIMAL_ENVIRONMENT, **extra}",
+    ),
+    Edit(
+        "toolkit/machines/enter.py",
+        "INSIDE_ENVIRONMENT = {**shell.MINIMAL_ENVIRONMENT,",
+        "INSIDE_ENVIRONMENT = {**shell.environment(),",
+    ),
+)
+NO_GATE = Edit("toolkit/bake/leak.py", "        if kept:\n", "        if not self:\n")
+
+
+def test_without_the_allow_list_the_environment_is_sealed(leaky, tmp_path):
+    """Sabotage: what is checked above is not so when children inherit the environment."""
+    program = sabotaged(tmp_path, *NO_ALLOW_LIST)
+    toolkit = Toolkit(leaky.root, leaky.toolkit.state, prefix=["env", *OPERATORS], program=program)
+    answer = leaky.bake(KEEP_ENVIRONMENT + "# Without an allow-list.\n", toolkit=toolkit)
+    assert answer.exit_code == 0, answer.stderr
+    assert leaky.sealed(CANARY.encode())
+
+
+def test_without_the_gate_a_key_is_sealed(leaky, tmp_path):
+    """Sabotage: it is the gate that refuses, and nothing else would."""
+    toolkit = Toolkit(leaky.root, leaky.toolkit.state, program=sabotaged(tmp_path, NO_GATE))
+    token = leaky.secret("token_one")["value"]
+    (leaky.role / "files" / "token").write_text(token)
+    answer = leaky.bake(
+        KEY_TASK.format(path="/opt/server.pem")
+        + "\n- name: Copy a token\n"
+        + "  ansible.builtin.copy: {src: token, dest: /opt/token, mode: '0644'}\n",
+        toolkit=toolkit,
+    )
+    with pytest.raises(AssertionError):
+        refused(answer, "opt/server.pem: private-key")
+    assert answer.exit_code == 0, answer.stderr
+    assert leaky.sealed(b"-----BEGIN PRIVATE KEY-----")
+    assert leaky.sealed(token.encode())

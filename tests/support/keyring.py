@@ -27,7 +27,9 @@ def kept_in_kernel(name: str, content: bytes) -> Iterator[None]:
         ctypes.c_long(kernel_keyring.SESSION_KEYRING),
     )
     if serial < 0:
-        pytest.skip(f"the kernel has no keyring for this process: {os.strerror(ctypes.get_errno())}")
+        pytest.skip(
+            f"the kernel has no keyring for this process: {os.strerror(ctypes.get_errno())}"
+        )
     try:
         yield
     finally:

@@ -47,11 +47,11 @@ class Context(Workplace):
         click.echo(json.dumps(data, indent=2) if self.as_json else text)
 
     def record(self, kind: str, **data: Any) -> None:
-        """Write an entry into the ledger."""
+        """Write an entry into the ledger, where the data's environment and role find it."""
         from toolkit.wiring import open_ledger
 
         with open_ledger(self.state) as ledger:
-            ledger.append(kind, data)
+            ledger.append(kind, data, environment=data.get("environment"), role=data.get("role"))
 
     def need_root(self) -> None:
         """Refuse to go on without the rights that machines need.
