@@ -204,9 +204,14 @@ NO_GATE = Edit("toolkit/bake/leak.py", "        if kept:\n", "        if not sel
 
 
 def test_without_the_allow_list_the_environment_is_sealed(leaky, tmp_path):
-    """Sabotage: what is checked above is not so when children inherit the environment."""
+    """Sabotage: what is checked above is not so when children inherit the environment.
+
+    Of a package index, the gate would see it even so.
+    """
     program = sabotaged(tmp_path, *NO_ALLOW_LIST)
-    toolkit = Toolkit(leaky.root, leaky.toolkit.state, prefix=["env", *OPERATORS], program=program)
+    toolkit = Toolkit(
+        leaky.root, leaky.toolkit.state, prefix=["env", OPERATORS[0]], program=program
+    )
     answer = leaky.bake(KEEP_ENVIRONMENT + "# Without an allow-list.\n", toolkit=toolkit)
     assert answer.exit_code == 0, answer.stderr
     assert leaky.sealed(CANARY.encode())

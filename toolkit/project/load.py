@@ -318,4 +318,11 @@ def _setting_problems(name: str, option: Mapping[str, Any], value: Any) -> list[
     choices = option.get("choices")
     if choices and value not in choices:
         return [f"{name}: must be one of {', '.join(map(str, choices))}"]
+    if wanted == "list" and option.get("elements"):
+        element = {"type": option["elements"]}
+        return [
+            problem
+            for index, one in enumerate(value)
+            for problem in _setting_problems(f"{name}[{index}]", element, one)
+        ]
     return []
