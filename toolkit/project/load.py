@@ -318,7 +318,7 @@ def _setting_problems(name: str, option: Mapping[str, Any], value: Any) -> list[
     choices = option.get("choices")
     if choices and value not in choices:
         return [f"{name}: must be one of {', '.join(map(str, choices))}"]
-    if wanted == "list" and option.get("elements"):
+    if isinstance(value, list) and option.get("elements"):
         element = {"type": option["elements"]}
         return [
             problem
