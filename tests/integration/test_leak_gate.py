@@ -20,6 +20,7 @@ KEY_TASK = """
   ansible.builtin.command: openssl genpkey -algorithm ed25519 -out {path}
 """
 CANARY = "canary-in-the-operators-environment"
+INDEX = "https://packages.invalid/simple"
 
 
 class Leaky:
@@ -101,9 +102,12 @@ def test_what_is_in_the_tree_is_found(leaky):
     token = leaky.secret("token_one")["value"]
     key = leaky.secret("tls_one")["key"]
     (leaky.role / "files" / "encoded").write_bytes(base64.b64encode(f"x:{token}".encode()))
+    (leaky.role / "files" / "hexadecimal").write_text(token.encode().hex())
     (leaky.role / "files" / "der").write_bytes(base64.b64decode("".join(key.split("\n")[1:-2])))
     # Beyond the part of a large file that is copied for the search.
     (leaky.role / "files" / "large").write_bytes(b"." * 300_000 + token.encode() + b"." * 300_000)
+    told = ["env", f"PIP_INDEX_URL={INDEX}"]
+    toolkit = Toolkit(leaky.root, leaky.toolkit.state, prefix=told)
     answer = leaky.bake(
         KEY_TASK.format(path="/opt/server.pem")
         + """
@@ -115,11 +119,15 @@ def test_what_is_in_the_tree_is_found(leaky):
     echo 'key' > /etc/ssh_host; mkdir -p /etc/ssh; echo k > /etc/ssh/ssh_host_rsa_key
     echo 'value' > /etc/credstore/database_password
     echo '[default]' > ~/.aws/credentials
+    mkdir -p /etc/apt/auth.conf.d; echo 'machine x' > /etc/apt/auth.conf.d/x
+    echo seed > /var/lib/systemd/credential.secret
+    printf '[global]\\nindex-url = %s\\n' INDEX > /etc/pip.conf
     echo 0123456789abcdef0123456789abcdef > /var/lib/dbus/machine-id || true
 - name: Copy what no image may hold
   ansible.builtin.copy: {src: '{{ item }}', dest: '/opt/{{ item }}', mode: '0644'}
-  loop: [encoded, der, large]
-"""
+  loop: [encoded, hexadecimal, der, large]
+""".replace("INDEX", INDEX),
+        toolkit=toolkit,
     )
     refused(
         answer,
@@ -129,13 +137,17 @@ def test_what_is_in_the_tree_is_found(leaky):
         "etc/ssh/ssh_host_rsa_key: ssh-host-key",
         "etc/credstore/database_password: credential-store",
         "root/.aws/credentials: package-credentials",
+        "etc/apt/auth.conf.d/x: package-credentials",
+        "var/lib/systemd/credential.secret: random-seed",
+        "etc/pip.conf: build-host",
+        f"opt/hexadecimal: known-secret (token_one of {ENVIRONMENT}.leaky, hex)",
         f"opt/encoded: known-secret (token_one of {ENVIRONMENT}.leaky, base64)",
         f"opt/der: known-secret (tls_one of {ENVIRONMENT}.leaky, key)",
         f"opt/large: known-secret (token_one of {ENVIRONMENT}.leaky, raw)",
     )
     assert token not in answer.stderr
     assert leaky.layers() == []
-    for name in ("encoded", "der", "large"):
+    for name in ("encoded", "hexadecimal", "der", "large"):
         (leaky.role / "files" / name).unlink()
 
 
