@@ -178,6 +178,7 @@ class Toolkit:
         state: State directory.
         progress: Hears of the steps of commands that print JSON.
         prefix: Put before the command, to run it as another user for instance.
+        program: Another `toolkit` than the one of this Python.
     """
 
     def __init__(
@@ -187,11 +188,13 @@ class Toolkit:
         *,
         progress: Progress | None = None,
         prefix: Sequence[str] = (),
+        program: Path | None = None,
     ) -> None:
         self.project = project
         self.state = state
         self._progress = progress or Silence()
         self._prefix = prefix
+        self._program = program or Path(sys.executable).with_name("toolkit")
 
     def start(
         self, *words: str | Path, is_json: bool = True, timeout_s: float = TIMEOUT_S
@@ -199,7 +202,7 @@ class Toolkit:
         """Start a command; its arguments without `--project`, `--state` and `--json`."""
         argv = [
             *self._prefix,
-            str(Path(sys.executable).with_name("toolkit")),
+            str(self._program),
             f"--project={self.project}",
             f"--state={self.state}",
             *map(str, words),

@@ -143,7 +143,11 @@ def open_site(workplace: Workplace, environment_name: str) -> Iterator[Site]:
             provider=provider,
             smoke=smoke,
             hooks=PlaybookHooks(
-                project, state=state, init_pid=provider.init_pid, progress=workplace.progress
+                project,
+                environment.name,
+                state=state,
+                init_pid=provider.init_pid,
+                progress=workplace.progress,
             ),
             secrets=secrets,
             images=store,
@@ -330,6 +334,10 @@ def collect_garbage(workplace: Workplace, *, keep_releases: int, is_dry_run: boo
 
 def remove_runtime(state: State, environment: str) -> None:
     """Remove the runtime directories of an environment that is down, and empty parents."""
+    from toolkit.ansible.hooks import hook_owner
+    from toolkit.ansible.runner import sweep
+
+    sweep(state, hook_owner(environment))
     for path in (state.runtime / environment, state.ram / environment):
         shutil.rmtree(path, ignore_errors=True)
     remove_empty_runtime(state)

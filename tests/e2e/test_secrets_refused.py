@@ -1,5 +1,6 @@
 """A vault that is not what it should be: the roll is refused, and nothing is started."""
 
+import re
 import shutil
 
 import pytest
@@ -107,3 +108,33 @@ def test_nothing_starts_with_a_vault_that_is_not_right(two, tmp_path, spoil, rea
 def test_with_everything_put_back_the_same_roll_succeeds(two):
     answer = two.roll("app", "v2")
     assert answer.exit_code == 0, answer.stderr
+
+
+def test_a_changed_setting_or_secret_is_seen_with_the_same_image(two):
+    """No bake: other machines of the same image, which were told something else."""
+    env = two.environment
+    assert two.roll("app", "v2").data["outcome"] == "unchanged"
+    file = two.project.environment_file(env).parent / "group_vars/app/config.yml"
+    settings = file.read_text()
+    assert "title: " in settings
+    file.write_text(re.sub("title: .*", "title: Another title", settings))
+    before = two.status()
+    assert two.roll("app", "v2").data["outcome"] == "rolled"
+    assert "Another title" in two.get("/").text
+
+    web = two.toolkit.result("secrets", "show", env, "web", "web_tls", "--yes")
+    bundle = two.directory / "bundle"
+    bundle.write_text(web["key"] + web["certificate"])
+    # The same value as the next version: versions decide.
+    two.toolkit.result("secrets", "import", env, "web", "web_tls", bundle)
+    bundle.unlink()
+    image = before["web"]["image"]
+    rolled = two.toolkit.result("roll", env, "web", "--image", image)
+    assert rolled["outcome"] == "rolled"
+    after = two.status()
+    for role in ("app", "web"):
+        assert before[role]["image"] == after[role]["image"]
+        names = [{one["name"] for one in status[role]["machines"]} for status in (before, after)]
+        assert names[0].isdisjoint(names[1])
+    assert two.toolkit.result("roll", env, "web", "--image", image)["outcome"] == "unchanged"
+    assert two.roll("app", "v2").data["outcome"] == "unchanged"

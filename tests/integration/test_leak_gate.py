@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import subprocess
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import pytest
 
 from bench.lab import copy_layers
 from examples.command import Answer, Toolkit
+from examples.versions import Edit
+from tests.support.sabotage import sabotaged
 
 pytestmark = pytest.mark.host
 
@@ -19,6 +20,7 @@ KEY_TASK = """
   ansible.builtin.command: openssl genpkey -algorithm ed25519 -out {path}
 """
 CANARY = "canary-in-the-operators-environment"
+INDEX = "https://packages.invalid/simple"
 
 
 class Leaky:
@@ -56,12 +58,16 @@ class Leaky:
     def secret(self, name: str) -> dict:
         return self.toolkit.result("secrets", "show", ENVIRONMENT, "leaky", name, "--yes")
 
-    def bake(self, tasks: str, *, exceptions: str = "") -> Answer:
+    def bake(self, tasks: str, *, exceptions: str = "", toolkit: Toolkit | None = None) -> Answer:
         (self.role / "tasks" / "main.yml").write_text(tasks)
         (self.root / "leak-exceptions.yml").write_text(exceptions or "exceptions: []\n")
         self._git("add", "-A", ".")
         self._git("commit", "-qm", "x", "--allow-empty")
-        return self.toolkit.run("bake")
+        return (toolkit or self.toolkit).run("bake")
+
+    def sealed(self, content: bytes) -> bool:
+        """Whether a layer holds some bytes."""
+        return any(content in path.read_bytes() for path in self.layers())
 
     def layers(self) -> list[Path]:
         found = []
@@ -96,9 +102,12 @@ def test_what_is_in_the_tree_is_found(leaky):
     token = leaky.secret("token_one")["value"]
     key = leaky.secret("tls_one")["key"]
     (leaky.role / "files" / "encoded").write_bytes(base64.b64encode(f"x:{token}".encode()))
+    (leaky.role / "files" / "hexadecimal").write_text(token.encode().hex())
     (leaky.role / "files" / "der").write_bytes(base64.b64decode("".join(key.split("\n")[1:-2])))
     # Beyond the part of a large file that is copied for the search.
     (leaky.role / "files" / "large").write_bytes(b"." * 300_000 + token.encode() + b"." * 300_000)
+    told = ["env", f"PIP_INDEX_URL={INDEX}"]
+    toolkit = Toolkit(leaky.root, leaky.toolkit.state, prefix=told)
     answer = leaky.bake(
         KEY_TASK.format(path="/opt/server.pem")
         + """
@@ -110,11 +119,15 @@ def test_what_is_in_the_tree_is_found(leaky):
     echo 'key' > /etc/ssh_host; mkdir -p /etc/ssh; echo k > /etc/ssh/ssh_host_rsa_key
     echo 'value' > /etc/credstore/database_password
     echo '[default]' > ~/.aws/credentials
+    mkdir -p /etc/apt/auth.conf.d; echo 'machine x' > /etc/apt/auth.conf.d/x
+    echo seed > /var/lib/systemd/credential.secret
+    printf '[global]\\nindex-url = %s\\n' INDEX > /etc/pip.conf
     echo 0123456789abcdef0123456789abcdef > /var/lib/dbus/machine-id || true
 - name: Copy what no image may hold
   ansible.builtin.copy: {src: '{{ item }}', dest: '/opt/{{ item }}', mode: '0644'}
-  loop: [encoded, der, large]
-"""
+  loop: [encoded, hexadecimal, der, large]
+""".replace("INDEX", INDEX),
+        toolkit=toolkit,
     )
     refused(
         answer,
@@ -124,13 +137,17 @@ def test_what_is_in_the_tree_is_found(leaky):
         "etc/ssh/ssh_host_rsa_key: ssh-host-key",
         "etc/credstore/database_password: credential-store",
         "root/.aws/credentials: package-credentials",
+        "etc/apt/auth.conf.d/x: package-credentials",
+        "var/lib/systemd/credential.secret: random-seed",
+        "etc/pip.conf: build-host",
+        f"opt/hexadecimal: known-secret (token_one of {ENVIRONMENT}.leaky, hex)",
         f"opt/encoded: known-secret (token_one of {ENVIRONMENT}.leaky, base64)",
         f"opt/der: known-secret (tls_one of {ENVIRONMENT}.leaky, key)",
         f"opt/large: known-secret (token_one of {ENVIRONMENT}.leaky, raw)",
     )
     assert token not in answer.stderr
     assert leaky.layers() == []
-    for name in ("encoded", "der", "large"):
+    for name in ("encoded", "hexadecimal", "der", "large"):
         (leaky.role / "files" / name).unlink()
 
 
@@ -163,21 +180,68 @@ def test_an_exception_counts_for_what_it_names(leaky):
     assert len(leaky.layers()) == 2
 
 
-def test_nothing_of_the_operators_environment_is_sealed(leaky, monkeypatch):
+KEEP_ENVIRONMENT = """
+- name: Keep the environment
+  ansible.builtin.shell: |
+    env > /opt/environment
+    cat /proc/1/environ /proc/self/environ >> /opt/environment
+"""
+OPERATORS = (
+    f"CANARY={CANARY}", f"PIP_INDEX_URL=https://{CANARY}.invalid/", f"HTTP_X={CANARY}",
+)  # fmt: skip
+
+
+def test_nothing_of_the_operators_environment_is_sealed(leaky):
     """A canary in the environment of the bake, and the environment as the role sees it."""
-    running = [
-        "env", f"CANARY={CANARY}", f"PIP_INDEX_URL=https://{CANARY}.invalid/", f"HTTP_X={CANARY}",
-    ]  # fmt: skip
-    toolkit = Toolkit(leaky.root, leaky.toolkit.state, prefix=running)
-    leaky.bake("- name: Nothing\n  ansible.builtin.command: 'true'\n")
-    (leaky.role / "tasks" / "main.yml").write_text(
-        "- name: Keep the environment\n"
-        "  ansible.builtin.shell: env > /opt/environment; "
-        "cat /proc/1/environ /proc/self/environ >> /opt/environment\n"
-    )
-    answer = toolkit.run("bake", "--allow-dirty")
+    toolkit = Toolkit(leaky.root, leaky.toolkit.state, prefix=["env", *OPERATORS])
+    answer = leaky.bake(KEEP_ENVIRONMENT, toolkit=toolkit)
     assert answer.exit_code == 0, answer.stderr
-    layers = leaky.layers()
-    assert any(b"PATH=" in path.read_bytes() for path in layers)
-    assert not any(CANARY.encode() in path.read_bytes() for path in layers)
-    assert os.environ.get("CANARY") is None
+    assert leaky.sealed(b"PATH=")
+    assert not leaky.sealed(CANARY.encode())
+
+
+NO_ALLOW_LIST = (
+    Edit(
+        "toolkit/shell.py",
+        "return {**MINIMAL_ENVIRONMENT, **extra}",
+        "return {**os.environ, **MINIMAL_ENVIRONMENT, **extra}",
+    ),
+    Edit(
+        "toolkit/machines/enter.py",
+        "INSIDE_ENVIRONMENT = {**shell.MINIMAL_ENVIRONMENT,",
+        "INSIDE_ENVIRONMENT = {**shell.environment(),",
+    ),
+)
+NO_GATE = Edit("toolkit/bake/leak.py", "        if kept:\n", "        if not self:\n")
+
+
+def test_without_the_allow_list_the_environment_is_sealed(leaky, tmp_path):
+    """Sabotage: what is checked above is not so when children inherit the environment.
+
+    Of a package index, the gate would see it even so.
+    """
+    program = sabotaged(tmp_path, *NO_ALLOW_LIST)
+    toolkit = Toolkit(
+        leaky.root, leaky.toolkit.state, prefix=["env", OPERATORS[0]], program=program
+    )
+    answer = leaky.bake(KEEP_ENVIRONMENT + "# Without an allow-list.\n", toolkit=toolkit)
+    assert answer.exit_code == 0, answer.stderr
+    assert leaky.sealed(CANARY.encode())
+
+
+def test_without_the_gate_a_key_is_sealed(leaky, tmp_path):
+    """Sabotage: it is the gate that refuses, and nothing else would."""
+    toolkit = Toolkit(leaky.root, leaky.toolkit.state, program=sabotaged(tmp_path, NO_GATE))
+    token = leaky.secret("token_one")["value"]
+    (leaky.role / "files" / "token").write_text(token)
+    answer = leaky.bake(
+        KEY_TASK.format(path="/opt/server.pem")
+        + "\n- name: Copy a token\n"
+        + "  ansible.builtin.copy: {src: token, dest: /opt/token, mode: '0644'}\n",
+        toolkit=toolkit,
+    )
+    with pytest.raises(AssertionError):
+        refused(answer, "opt/server.pem: private-key")
+    assert answer.exit_code == 0, answer.stderr
+    assert leaky.sealed(b"-----BEGIN PRIVATE KEY-----")
+    assert leaky.sealed(token.encode())

@@ -1,14 +1,19 @@
 """Where vault passwords come from."""
 
+import errno
 import ipaddress
+import secrets
 import stat
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.keyring import kept_in_kernel
 from toolkit.errors import ConfigurationError
+from toolkit.project.load import load_environment, load_project
 from toolkit.project.model import Environment, KeySetting
+from toolkit.secrets import kernel_keyring
 from toolkit.secrets.keys import KeyRing, MissingKey
 from toolkit.state import State
 
@@ -101,3 +106,57 @@ def test_what_a_failing_command_prints_is_not_repeated(tmp_path: Path, ending: s
     with pytest.raises(ConfigurationError, match=r"production\.web") as caught:
         keys.password("web")
     assert CANARY not in caught.value.message + str(caught.value.hint)
+
+
+def test_a_keyring_is_asked_for_one_role(tmp_path: Path) -> None:
+    name = f"test-{secrets.token_hex(8)}"
+    keys = ring(tmp_path, KeySetting(None, None, name))
+    with pytest.raises(MissingKey, match=rf"{name}:production\.web"):
+        keys.password("web")
+    assert not keys.is_at_hand("web")
+    with kept_in_kernel(f"{name}:production.web", f"{CANARY}\n".encode()):
+        assert keys.password("web").reveal() == CANARY.encode()
+        assert keys.is_at_hand("web")
+        assert not keys.is_at_hand("app")
+        assert not ring(tmp_path, KeySetting(None, None, name), "staging").is_at_hand("web")
+        with pytest.raises(ConfigurationError, match="come from a keyring"):
+            keys.make_password("web")
+    assert not keys.is_at_hand("web")
+    assert keys.authority_key() is None
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_kernel_without_a_keyring_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose system calls are filtered."""
+    monkeypatch.setattr(kernel_keyring, "KEYCTL_NUMBERS", {})
+    with pytest.raises(ConfigurationError, match="keyring cannot be used here"):
+        kernel_keyring.read("anything")
+    monkeypatch.setattr(kernel_keyring, "ABSENT", {*kernel_keyring.ABSENT, errno.ENOSYS})
+    assert kernel_keyring.read("anything") is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("directory: keys", "keys.directory: must begin with / or ~"),
+        ("directory: {project}/keys", "keys.directory: must be outside of the project"),
+        ("directory: {project}/../project", "keys.directory: must be outside of the project"),
+        ("command: []", "keys.command: "),
+        ("keyring: 'a b'", "keys.keyring: "),
+        ("keyring: a, directory: /keys", "keys: must have one of"),
+        ("command: [a], directory: /keys", "keys: must have one of"),
+    ],
+)
+def test_where_keys_may_be(tmp_path: Path, setting: str, problem: str) -> None:
+    root = tmp_path / "project"
+    inventory = root / "inventories" / "production" / "toolkit.yml"
+    inventory.parent.mkdir(parents=True)
+    (root / "roles" / "web").mkdir(parents=True)
+    (root / "service.yml").write_text(
+        "name: shop\nsource: .\nroles: {web: {layers: [web], port: 80}}\n"
+    )
+    keys = "{" + setting.format(project=root) + "}"
+    inventory.write_text(f"plugin: toolkit\nroles: {{web: {{machines: 1}}}}\nkeys: {keys}\n")
+    with pytest.raises(ConfigurationError) as caught:
+        load_environment(load_project(root), "production")
+    assert f"{inventory}:{problem}" in caught.value.message

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -18,6 +19,9 @@ from toolkit.progress import Progress, printable
 from toolkit.state import State, make_private, remove_if_empty
 
 PLUGINS = Path(__file__).parent / "plugins"
+
+BAKE = "bake"
+"""The owner of a bake's runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ class PlaybookResult:
 def run_playbook(
     playbook: Path,
     *,
+    owner: str,
     state: State,
     roles_path: Path,
     host: str,
@@ -50,6 +55,7 @@ def run_playbook(
 
     Args:
         playbook: Absolute path.
+        owner: Whose run this is; see `sweep`.
         state: Whose RAM directory is used.
         roles_path: Where Ansible finds roles.
         host: Inventory name.
@@ -61,11 +67,11 @@ def run_playbook(
     Raises:
         DeadlineExceeded: The time limit passed.
     """
-    token = secrets.token_hex(4)
-    private = make_private(make_private(state.ram) / f"ansible-{token}")
+    name = f"ansible-{owner}-{secrets.token_hex(4)}"
+    private = make_private(make_private(state.ram) / name)
     # An empty file of its own, or Ansible looks for one around the working directory.
     (private / "ansible.cfg").touch()
-    group = f"toolkit-{state.id}/ansible-{token}"
+    group = f"toolkit-{state.id}/{name}"
     order = {
         "private": str(private),
         "playbook": str(playbook),
@@ -90,6 +96,24 @@ def run_playbook(
         remove_if_empty(state.ram)
     message = reader.message or done.error_text or reader.output or "Ansible said nothing"
     return PlaybookResult(done.exit_code, reader.failed_task, message.strip())
+
+
+def sweep(state: State, owner: str) -> None:
+    """End and remove what killed runs of an owner left behind.
+
+    Args:
+        state: Whose RAM directory is used.
+        owner: `BAKE`, or of the hooks of an environment; whoever calls this keeps it from
+            running anything meanwhile, but not others, who may be at work.
+    """
+    own = re.compile(rf"ansible-{re.escape(owner)}-[0-9a-f]{{8}}")
+    group = f"toolkit-{state.id}"
+    for name in cgroups.groups_below(group):
+        if own.fullmatch(name):
+            cgroups.remove(f"{group}/{name}")
+    for path in state.ram.glob("ansible-*"):
+        if own.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _environment(private: Path, roles_path: Path) -> dict[str, str]:

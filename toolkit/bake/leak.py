@@ -2,7 +2,7 @@
 
 A layer passes it between being sealed and being stored. Its tree is checked by the rules of
 `toolkit.bake.leak_rules`; tree and sealed file are searched for the values of all vaults whose
-keys are in files here; and whatever was seen while the role was applied counts too. See
+keys are at hand; and whatever was seen while the role was applied counts too. See
 docs/decisions/0010-leak-gate.md.
 """
 
@@ -178,7 +178,7 @@ class LeakGate:
 
     @cached_property
     def _vaults(self) -> list[VaultPlace]:
-        """Return the vaults whose passwords are in files here.
+        """Return the vaults whose passwords are at hand.
 
         A command that hands out passwords may ask a person, or be allowed to do so for one
         environment only; a bake concerns none, so it is left to `toolkit secrets audit`.
@@ -187,11 +187,9 @@ class LeakGate:
         for name in environment_names(self._project):
             environment = load_environment(self._project, name)
             keys = KeyRing(environment, self._state)
-            if not keys.is_directory:
-                continue
             for role in load_matrix(self._project, [name]).roles(name):
                 place = VaultPlace(environment, role)
-                if place.path.is_file() and keys.path(role).is_file():
+                if place.path.is_file() and keys.is_at_hand(role):
                     places.append(place)
         return places
 

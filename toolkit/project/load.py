@@ -102,15 +102,17 @@ def load_environment(project: Project, name: str) -> Environment:
     problems += [
         f"roles: {listen} is used twice" for listen in set(listens) if listens.count(listen) > 1
     ]
+    keys = Path(entry.keys.directory).expanduser() if entry.keys.directory else None
+    if keys and keys.resolve().is_relative_to(project.root.resolve()):
+        problems.append(
+            "keys.directory: must be outside of the project, which holds what the keys open"
+        )
     _complain(path, problems)
     return Environment(
         name=name,
         directory=directory,
         network=ipaddress.IPv4Network(entry.network),
-        keys=KeySetting(
-            Path(entry.keys.directory).expanduser() if entry.keys.directory else None,
-            entry.keys.command,
-        ),
+        keys=KeySetting(keys, entry.keys.command, entry.keys.keyring),
         deployments={
             role: _deployment(spec, entry)
             for role, spec in project.roles.items()
@@ -316,4 +318,11 @@ def _setting_problems(name: str, option: Mapping[str, Any], value: Any) -> list[
     choices = option.get("choices")
     if choices and value not in choices:
         return [f"{name}: must be one of {', '.join(map(str, choices))}"]
+    if isinstance(value, list) and option.get("elements"):
+        element = {"type": option["elements"]}
+        return [
+            problem
+            for index, one in enumerate(value)
+            for problem in _setting_problems(f"{name}[{index}]", element, one)
+        ]
     return []

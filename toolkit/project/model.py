@@ -184,10 +184,17 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True)
 class KeySetting:
-    """Where vault passwords come from: a directory, or a command that prints one."""
+    """Where vault passwords come from; without any of these, from the state directory.
+
+    Attributes:
+        directory: Holds a file for each environment and role.
+        command: Prints one.
+        keyring: First part of the names of keys in the kernel's keyring.
+    """
 
     directory: Path | None
     command: tuple[str, ...] | None
+    keyring: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ Only `toolkit.project.load` uses these; everything else gets the immutable value
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 NAME_PATTERN = r"^[a-z][a-z0-9_]{0,30}$"
 """A role's name: an Ansible role, an inventory group and part of machine names at once."""
@@ -21,6 +21,12 @@ AbsolutePath = Annotated[str, Field(pattern=r"^/[A-Za-z0-9._/-]+$")]
 def _relative(path: str) -> str:
     if path.startswith("/") or ".." in path.split("/"):
         raise ValueError("must be a path inside the source")
+    return path
+
+
+def _absolute(path: str) -> str:
+    if not path.startswith(("/", "~")):
+        raise ValueError("must begin with / or ~: who runs the command may be anywhere")
     return path
 
 
@@ -137,10 +143,17 @@ class DeploymentEntry(Strict):
 
 
 class KeysEntry(Strict):
-    """Where the vault passwords of the environment come from."""
+    """Where the vault passwords of the environment come from: one of these, or none."""
 
-    directory: str | None = None
-    command: tuple[str, ...] | None = None
+    directory: Annotated[str, AfterValidator(_absolute)] | None = None
+    command: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    keyring: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,60}$")] | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if sum(one is not None for one in (self.directory, self.command, self.keyring)) > 1:
+            raise ValueError("must have one of directory, command and keyring, not several")
+        return self
 
 
 class EnvironmentFile(Strict):

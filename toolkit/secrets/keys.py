@@ -1,8 +1,9 @@
 """Where the vault password of an environment and role comes from.
 
 A directory holds `<environment>/<role>.key`; a command gets the environment and the role as its
-last two arguments and prints the password. Each environment and role has a password of its own:
-the labels of vaults are not authenticated, so that only distinct passwords keep them apart.
+last two arguments and prints the password; the kernel's keyring has it as a key of the type `user`,
+`<keyring>:<environment>.<role>`. Each environment and role has a password of its own: the labels of
+vaults are not authenticated, so that only distinct passwords keep them apart.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from toolkit import shell
 from toolkit.errors import ConfigurationError
 from toolkit.model import Secret
 from toolkit.project.model import Environment
+from toolkit.secrets import kernel_keyring
 from toolkit.secrets.files import create_exclusively
 from toolkit.secrets.grants import AUTHORITY
 from toolkit.state import State
@@ -57,12 +59,21 @@ class KeyRing:
         self._environment = environment.name
         self._project = environment.directory.parent.parent
         self._command = environment.keys.command
+        self._keyring = environment.keys.keyring
         self._directory = (environment.keys.directory or state.keys) / environment.name
 
     @property
     def is_directory(self) -> bool:
         """Whether passwords are files, so that the toolkit can make them."""
-        return not self._command
+        return not self._command and not self._keyring
+
+    def is_at_hand(self, role: str) -> bool:
+        """Whether a role's password is here, without asking anybody for it."""
+        if self._command:
+            return False
+        if self._keyring:
+            return kernel_keyring.read(self._key_name(role)) is not None
+        return self.path(role).is_file()
 
     def path(self, name: str) -> Path:
         """Return the file of a role's password, whether or not it exists."""
@@ -78,6 +89,9 @@ class KeyRing:
         label = f"{self._environment}.{role}"
         if self._command:
             value, source = self._ask(role), self._command[0]
+        elif self._keyring:
+            source = f"the kernel's keyring as {self._key_name(role)}"
+            value = kernel_keyring.read(self._key_name(role))
         else:
             value, source = self._read(self.path(role)), str(self.path(role))
         if value is None:
@@ -101,11 +115,12 @@ class KeyRing:
             Whether a new one was made.
 
         Raises:
-            ConfigurationError: Passwords come from a command.
+            ConfigurationError: Passwords come from a command or a keyring.
         """
-        if self._command:
+        if not self.is_directory:
+            source = "a command" if self._command else "a keyring"
             raise ConfigurationError(
-                f"the vault passwords of {self._environment} come from a command, which must "
+                f"the vault passwords of {self._environment} come from {source}, which must "
                 f"know {role} first"
             )
         if self.path(role).exists():
@@ -114,12 +129,15 @@ class KeyRing:
 
     def authority_key(self) -> Secret | None:
         """Return the private key of the environment's certificate authority as PEM, if held."""
-        value = None if self._command else self._read(self.path(AUTHORITY))
+        value = self._read(self.path(AUTHORITY)) if self.is_directory else None
         return None if value is None else Secret(f"{self._environment}.{AUTHORITY}", 1, value)
 
     def keep_authority_key(self, pem: bytes) -> bool:
         """Keep the private key of a new certificate authority; an existing one is kept."""
         return self._create(AUTHORITY, pem)
+
+    def _key_name(self, role: str) -> str:
+        return f"{self._keyring}:{self._environment}.{role}"
 
     def _create(self, name: str, content: bytes) -> bool:
         self._directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ vault, so that no process ever knows the values of two; what comes back holds na
 keyed digests, never a value. Order:
 
     {"vaults": [{"environment", "role", "directory", "keys_directory"|null, "keys_command"|null,
-                 "state"}],
+                 "keys_keyring"|null, "state"}],
      "files": [PATH, …],          searched whole
      "digest_key": HEX|null}      with one, digests of the values are returned
 
@@ -124,6 +124,7 @@ def _as_order(place: VaultPlace, state: State) -> dict[str, Any]:
         "directory": str(place.environment.directory),
         "keys_directory": str(keys.directory) if keys.directory else None,
         "keys_command": list(keys.command) if keys.command else None,
+        "keys_keyring": keys.keyring,
         "state": str(state.root),
     }
 
@@ -321,7 +322,9 @@ def _environment(vault: Mapping[str, Any]) -> Environment:
         directory=Path(vault["directory"]),
         network=ipaddress.IPv4Network("10.0.0.0/24"),
         keys=KeySetting(
-            Path(directory) if directory else None, tuple(command) if command else None
+            Path(directory) if directory else None,
+            tuple(command) if command else None,
+            vault["keys_keyring"],
         ),
         deployments={},
     )
