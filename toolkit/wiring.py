@@ -124,11 +124,18 @@ def open_site(workplace: Workplace, environment_name: str) -> Iterator[Site]:
     authority = environment.directory / "authority.pem"
     smoke = PytestRunner(
         project,
-        state=state,
+        scratch=state.runtime / environment.name / "smoke",
         namespace=namespace,
         authority=authority if authority.is_file() else None,
         tls_name=lambda role: machine_tls_name(role, environment.name),
         init_pid=provider.init_pid,
+    )
+    hooks = PlaybookHooks(
+        project,
+        state=state,
+        environment=environment.name,
+        init_pid=provider.init_pid,
+        progress=workplace.progress,
     )
     with open_ledger(state) as ledger:
         yield Site(
@@ -139,13 +146,12 @@ def open_site(workplace: Workplace, environment_name: str) -> Iterator[Site]:
             pools=balancer.pools(),
             provider=provider,
             smoke=smoke,
-            hooks=PlaybookHooks(
-                project, state=state, init_pid=provider.init_pid, progress=workplace.progress
-            ),
+            hooks=hooks,
             secrets=secrets,
             images=store,
             ledger=ledger,
             progress=workplace.progress,
+            sweepers=(provider.sweep, smoke.sweep, hooks.sweep),
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from toolkit.ansible.runner import run_playbook
+from toolkit.ansible import runner
 from toolkit.errors import ConfigurationError, OutsideError, ToolkitError
 from toolkit.progress import Progress
 from toolkit.project.model import Project
@@ -19,6 +19,7 @@ class PlaybookHooks:
     Args:
         project: Where the playbooks are.
         state: Whose RAM directory is used.
+        environment: Whose machines they are run against.
         init_pid: Returns the host's process id of a machine's init.
         progress: Hears of every task.
     """
@@ -28,11 +29,13 @@ class PlaybookHooks:
         project: Project,
         *,
         state: State,
+        environment: str,
         init_pid: Callable[[str], int | None],
         progress: Progress,
     ) -> None:
         self._project = project
         self._state = state
+        self._environment = environment
         self._init_pid = init_pid
         self._progress = progress
 
@@ -44,9 +47,10 @@ class PlaybookHooks:
         pid = self._init_pid(machine)
         if pid is None:
             raise OutsideError(f"{machine} is not running")
-        result = run_playbook(
+        result = runner.run_playbook(
             path,
             state=self._state,
+            owner=self._environment,
             roles_path=self._project.root / "roles",
             host=machine,
             host_variables=machine_variables(pid),
@@ -57,6 +61,10 @@ class PlaybookHooks:
         if result.exit_code != 0:
             task = f", task {result.failed_task!r}" if result.failed_task else ""
             raise ToolkitError(f"hook {playbook}{task} failed on {machine}: {result.message}")
+
+    def sweep(self) -> None:
+        """End and remove what a killed command's hook has left; nobody else runs one here."""
+        runner.sweep(self._state, self._environment)
 
 
 def machine_variables(init_pid: int) -> dict[str, object]:

@@ -19,6 +19,9 @@ from toolkit.state import State, make_private, remove_if_empty
 
 PLUGINS = Path(__file__).parent / "plugins"
 
+BAKE = "@bake"
+"""Owner of the runs of a bake, which is no environment's name."""
+
 
 @dataclass(frozen=True, slots=True)
 class PlaybookResult:
@@ -39,6 +42,7 @@ def run_playbook(
     playbook: Path,
     *,
     state: State,
+    owner: str,
     roles_path: Path,
     host: str,
     host_variables: Mapping[str, Any],
@@ -51,6 +55,7 @@ def run_playbook(
     Args:
         playbook: Absolute path.
         state: Whose RAM directory is used.
+        owner: In whose name: `BAKE` or an environment; see `sweep`.
         roles_path: Where Ansible finds roles.
         host: Inventory name.
         host_variables: How to reach it.
@@ -61,11 +66,11 @@ def run_playbook(
     Raises:
         DeadlineExceeded: The time limit passed.
     """
-    token = secrets.token_hex(4)
-    private = make_private(make_private(state.ram) / f"ansible-{token}")
+    name = f"{_prefix(owner)}{secrets.token_hex(4)}"
+    private = make_private(make_private(state.ram) / name)
     # An empty file of its own, or Ansible looks for one around the working directory.
     (private / "ansible.cfg").touch()
-    group = f"toolkit-{state.id}/ansible-{token}"
+    group = f"toolkit-{state.id}/{name}"
     order = {
         "private": str(private),
         "playbook": str(playbook),
@@ -90,6 +95,21 @@ def run_playbook(
         remove_if_empty(state.ram)
     message = reader.message or done.error_text or reader.output or "Ansible said nothing"
     return PlaybookResult(done.exit_code, reader.failed_task, message.strip())
+
+
+def sweep(state: State, owner: str) -> None:
+    """End and remove what killed runs have left; no other runs in that name."""
+    group = f"toolkit-{state.id}"
+    for name in cgroups.groups_below(group):
+        if name.startswith(_prefix(owner)):
+            cgroups.remove(f"{group}/{name}")
+    for leftover in state.ram.glob(f"{_prefix(owner)}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _prefix(owner: str) -> str:
+    # No name of an environment has an @, so none is the beginning of another's.
+    return f"ansible-{owner}@"
 
 
 def _environment(private: Path, roles_path: Path) -> dict[str, str]:

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolkit.ansible import runner
 from toolkit.ansible.hooks import machine_variables
-from toolkit.ansible.runner import run_playbook
 from toolkit.bake import watch
 from toolkit.bake.base import COMPILE
 from toolkit.bake.leak_rules import Finding
@@ -165,9 +165,10 @@ def _apply(
     variables = {**layer.variables, "toolkit_role": layer.role}
     if layer.source_paths:
         variables["toolkit_source"] = SOURCE_INSIDE
-    result = run_playbook(
+    result = runner.run_playbook(
         playbook,
         state=state,
+        owner=runner.BAKE,
         roles_path=project.root / "roles",
         host=BUILD_HOST,
         host_variables={
@@ -190,9 +191,8 @@ def sweep(state: State) -> None:
     """Remove what a killed bake left behind. The caller holds the bake's lock."""
     group = f"toolkit-{state.id}"
     for name in cgroups.groups_below(group):
-        if name.startswith(("build-", "ansible-")):
+        if name.startswith("build-"):
             cgroups.remove(f"{group}/{name}")
     shutil.rmtree(state.work, ignore_errors=True)
     shutil.rmtree(state.runtime / "build", ignore_errors=True)
-    for leftover in state.ram.glob("ansible-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    runner.sweep(state, runner.BAKE)
