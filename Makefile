@@ -14,8 +14,11 @@ BUILD := .build
 PYTHON ?=
 # uv, which only `make lock` needs; where there is none, it is fetched into .build.
 UV ?= $(shell command -v uv || echo $(BUILD)/uv/bin/uv)
-# Arguments for `make demo` and the benchmarks.
+# Arguments for `make demo`, the benchmarks and `make test-faults`.
 ARGS ?=
+# Rounds of `make test-chaos`, and the seed of their choices; empty for a new one.
+N ?= 50
+SEED ?=
 
 TESTS := tests
 
@@ -144,6 +147,14 @@ test: setup ## Run everything: lint, unit tests on two Pythons, integration, end
 .PHONY: test-fast
 test-fast: setup lint ## Run what takes seconds: lint and the unit tests
 	@$(BIN)/python -m pytest -n auto tests/unit
+
+.PHONY: test-faults
+test-faults: setup ## Kill every command before and after every effect (hours; ARGS="-k rolling" for a part)
+	@TOOLKIT_TEST_FAULTS=all $(BIN)/python -m pytest --durations 10 tests/faults $(ARGS)
+
+.PHONY: test-chaos
+test-chaos: setup ## Cut random commands short, N times; SEED repeats the choices of a run
+	@CHAOS_N=$(N) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -s tests/faults/test_chaos.py
 
 .PHONY: test-pythons
 test-pythons: setup ## Run the unit tests on the oldest and the newest Python of this machine

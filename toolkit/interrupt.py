@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from toolkit.errors import Interrupted
+
+STANDARD_ERROR = 2
 
 _asked = threading.Event()
 
@@ -28,8 +30,9 @@ def at_safe_points(hint: str) -> Iterator[None]:
         if _asked.is_set():
             raise KeyboardInterrupt
         _asked.set()
-        message = f"\nstopping at the next safe point; once more stops now. {hint}"
-        print(message, file=sys.stderr, flush=True)
+        message = f"\nstopping at the next safe point; once more stops now. {hint}\n"
+        # Not `print`: a handler may come in the midst of one, which cannot be entered again.
+        os.write(STANDARD_ERROR, message.encode())
 
     _asked.clear()
     previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

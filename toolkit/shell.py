@@ -2,10 +2,15 @@
 
 Argument lists, never a shell. The environment is built from nothing, every call has a time
 limit, and output is bounded, since a machine may print without end.
+
+What a command starts and waits for must not outlive it, and certainly not act any more when
+another command has taken over. A killed command cannot see to that. So each child, with all that
+it starts in turn, carries a mark in its environment by which it is found: see `end_children`.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import selectors
 import signal
@@ -17,6 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from toolkit.errors import DeadlineExceeded, OutsideError
+from toolkit.machines.processes import ProcessId, end_marked, identify
 
 MINIMAL_ENVIRONMENT: Mapping[str, str] = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -29,7 +35,14 @@ MINIMAL_ENVIRONMENT: Mapping[str, str] = {
 MAX_OUTPUT_BYTES = 4 * 1024 * 1024
 """Kept of each stream; what comes after it is read and thrown away."""
 
-_running: set[int] = set()
+MARK = "TOOLKIT_CHILD_OF"
+"""`/`, then for each level of processes that start processes: which one, and its how manieth child
+this is, as `PID.START/NUMBER/`."""
+
+_running: dict[int, str] = {}
+"""Process ids and marks of the children that are waited for."""
+
+_count = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +113,9 @@ def run(
     """
     words = tuple(str(word) for word in argv)
     started = time.monotonic()
-    process = _start(words, env=env, cwd=cwd, pass_fds=pass_fds)
-    _running.add(process.pid)
+    mark = _new_mark()
+    process = _start(words, env={**env, MARK: mark}, cwd=cwd, pass_fds=pass_fds)
+    _running[process.pid] = mark
     try:
         stdout, stderr = _exchange(
             process,
@@ -113,9 +127,9 @@ def run(
     except TimeoutError:
         raise DeadlineExceeded(f"{words[0]}: no end after {timeout_s:g} s") from None
     finally:
-        _running.discard(process.pid)
+        _running.pop(process.pid, None)
         if process.poll() is None:
-            _kill_group(process.pid)
+            _kill(process.pid, mark)
             process.wait()
     completed = Completed(words, process.returncode, stdout, stderr, time.monotonic() - started)
     if is_checked and completed.exit_code != 0:
@@ -126,8 +140,28 @@ def run(
 
 def kill_running() -> None:
     """Kill every program that another thread waits for in `run`, which then raises."""
-    for pid in tuple(_running):
-        _kill_group(pid)
+    for pid, mark in tuple(_running.items()):
+        _kill(pid, mark)
+
+
+def end_children(command: ProcessId) -> None:
+    """End what another command has started and waited for, and all that came of it.
+
+    Programs that were meant to outlive it, machines and balancers, carry no mark.
+
+    Args:
+        command: A process of the toolkit that has ended, or must not go on.
+
+    Raises:
+        OutsideError: The kernel does not let go of one.
+    """
+    here = identify(os.getpid())
+    if here is None or command.boot != here.boot:
+        return
+    left = end_marked(MARK, _mark_of(command))
+    if left:
+        numbers = ", ".join(str(one.pid) for one in left)
+        raise OutsideError(f"processes of an earlier command cannot be ended: {numbers}")
 
 
 def spawn(
@@ -137,6 +171,7 @@ def spawn(
     log: Path,
     cwd: Path | None = None,
     pass_fds: Sequence[int] = (),
+    is_marked: bool = False,
 ) -> int:
     """Start a program that outlives this command, and return its process id.
 
@@ -146,12 +181,15 @@ def spawn(
         log: Takes its output; truncated first, readable by root alone.
         cwd: Working directory.
         pass_fds: Descriptors that the child inherits.
+        is_marked: Whether it belongs to this command until it drops the mark from its environment.
 
     Raises:
         OutsideError: The program is missing.
     """
     words = tuple(str(word) for word in argv)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    if is_marked:
+        env = {**env, MARK: _new_mark()}
     with os.fdopen(descriptor, "wb") as output:
         return _start(
             words, env=env, cwd=cwd, pass_fds=pass_fds, stdin=subprocess.DEVNULL, output=output
@@ -241,8 +279,21 @@ def _exchange(
     return stdout, stderr
 
 
-def _kill_group(pid: int) -> None:
+def _kill(pid: int, mark: str) -> None:
+    """Kill a child's process group and whatever has left that."""
     try:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
+    end_marked(MARK, mark)
+
+
+def _new_mark() -> str:
+    """Return the mark of one more child."""
+    above = os.environ.get(MARK, "/").removesuffix("/")
+    here = identify(os.getpid())
+    return f"{above}{_mark_of(here) if here else '/'}{next(_count)}/"
+
+
+def _mark_of(command: ProcessId) -> str:
+    return f"/{command.pid}.{command.started}/"

@@ -16,7 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolkit import shell
 from toolkit.errors import ConfigurationError, LeaseHeld, OutsideError
+from toolkit.machines.processes import identify, parse_process
 
 RAM_ROOT = Path("/dev/shm")  # noqa: S108 - a RAM file system on every Linux host
 RUNTIME_ROOT = Path("/run/toolkit")
@@ -103,6 +105,8 @@ class State:
 def exclusive(path: Path, *, doing: str) -> Iterator[None]:
     """Hold a lock file while the body runs; a crash lets go of it.
 
+    What a holder that was killed has left running is ended first.
+
     Args:
         path: The lock file.
         doing: What the holder does, for the message that others get.
@@ -117,11 +121,15 @@ def exclusive(path: Path, *, doing: str) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise LeaseHeld(
-                f"another process is at work here: {file.read().strip() or doing}",
+                f"another process is at work here: {file.readline().strip() or doing}",
                 hint="wait until it has ended, then try again",
             ) from None
+        file.seek(0)
+        previous = parse_process(file.read().partition("\n")[2])
+        if previous and not previous.is_alive:
+            shell.end_children(previous)
         file.truncate(0)
-        file.write(f"{doing} (process {os.getpid()})")
+        file.write(f"{doing} (process {os.getpid()})\n{identify(os.getpid())}")
         file.flush()
         yield
 

@@ -127,11 +127,18 @@ def open_site(workplace: Workplace, environment_name: str) -> Iterator[Site]:
     authority = environment.directory / "authority.pem"
     smoke = PytestRunner(
         project,
-        state=state,
+        scratch=state.runtime / environment.name / "smoke",
         namespace=namespace,
         authority=authority if authority.is_file() else None,
         tls_name=lambda role: machine_tls_name(role, environment.name),
         init_pid=provider.init_pid,
+    )
+    hooks = PlaybookHooks(
+        project,
+        state=state,
+        environment=environment.name,
+        init_pid=provider.init_pid,
+        progress=workplace.progress,
     )
     with open_ledger(state) as ledger:
         yield Site(
@@ -142,17 +149,12 @@ def open_site(workplace: Workplace, environment_name: str) -> Iterator[Site]:
             pools=balancer.pools(),
             provider=provider,
             smoke=smoke,
-            hooks=PlaybookHooks(
-                project,
-                environment.name,
-                state=state,
-                init_pid=provider.init_pid,
-                progress=workplace.progress,
-            ),
+            hooks=hooks,
             secrets=secrets,
             images=store,
             ledger=ledger,
             progress=workplace.progress,
+            sweepers=(provider.sweep, smoke.sweep, hooks.sweep),
         )
 
 
@@ -334,10 +336,6 @@ def collect_garbage(workplace: Workplace, *, keep_releases: int, is_dry_run: boo
 
 def remove_runtime(state: State, environment: str) -> None:
     """Remove the runtime directories of an environment that is down, and empty parents."""
-    from toolkit.ansible.hooks import hook_owner
-    from toolkit.ansible.runner import sweep
-
-    sweep(state, hook_owner(environment))
     for path in (state.runtime / environment, state.ram / environment):
         shutil.rmtree(path, ignore_errors=True)
     remove_empty_runtime(state)

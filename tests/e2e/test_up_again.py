@@ -25,20 +25,6 @@ def signed(site) -> list[str]:
     return [entry["message"] for entry in site.get("/api/entries").json()["entries"]]
 
 
-def kill_machine(site, name: str) -> None:
-    """Kill every process of a machine at once, as a crash of the host would."""
-    group = f"toolkit-{site.state_id}/{site.environment}/{name}"
-    deadline = time.monotonic() + 10.0
-    while cgroups.is_populated(group):
-        assert time.monotonic() < deadline
-        for pid in set(cgroups.processes(group)):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        time.sleep(0.05)
-
-
 def kill_balancer(site) -> None:
     balancers, _ = processes(site.state, site.state_id)
     assert balancers
@@ -77,7 +63,7 @@ def test_a_killed_balancer_comes_back_with_its_pools(site):
 
 def test_a_killed_machine_comes_back(site):
     name = site.status()["web"]["machines"][0]["name"]
-    kill_machine(site, name)
+    site.kill_machine(name)
     states = {one["name"]: one["state"] for one in site.status()["web"]["machines"]}
     assert states.pop(name) == "stopped"
     assert list(states.values()) == ["serving"]
@@ -95,7 +81,7 @@ def test_after_the_host_has_restarted(site):
     machines = site.machines()
     kill_balancer(site)
     for name in machines:
-        kill_machine(site, name)
+        site.kill_machine(name)
         cgroups.remove(f"toolkit-{site.state_id}/{site.environment}/{name}")
     for name in namespaces(site.state_id):
         shell.run(["ip", "netns", "delete", name], env=shell.environment(), timeout_s=30.0)

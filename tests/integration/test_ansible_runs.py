@@ -40,7 +40,7 @@ def state(tmp_path):
     state = State(make_private(tmp_path / "state"))
     yield state
     sweep(state, BAKE)
-    sweep(state, "hook-test")
+    sweep(state, "test")
     if state.ram.exists():
         state.ram.rmdir()
 
@@ -52,7 +52,7 @@ def run(state: State, directory: Path) -> PlaybookResult:
     playbook.write_text(PLAYBOOK.format(kept=kept))
     return run_playbook(
         playbook,
-        owner="hook-test",
+        owner="test",
         state=state,
         roles_path=directory,
         host="here",
@@ -97,7 +97,7 @@ def test_without_the_allow_list_the_run_writes_the_environment(state, tmp_path, 
 
 def left_behind(state: State, owner: str) -> tuple[subprocess.Popen[bytes], Path]:
     """Start what stands for a run of somebody: a process in its group, a private directory."""
-    name = f"ansible-{owner}-0123abcd"
+    name = f"ansible-{owner}@0123abcd"
     group = f"toolkit-{state.id}/{name}"
     code = f"from toolkit.machines import cgroups; cgroups.join({group!r}); print(flush=True); "
     process = subprocess.Popen(
@@ -111,8 +111,8 @@ def left_behind(state: State, owner: str) -> tuple[subprocess.Popen[bytes], Path
 def test_a_bake_removes_what_a_killed_bake_left_and_no_hook_of_a_roll(state):
     """A roll may run its hooks while a bake begins."""
     ours, our_directory = left_behind(state, BAKE)
-    hook, hook_directory = left_behind(state, "hook-test")
-    other, other_directory = left_behind(state, "hook-test-2")
+    hook, hook_directory = left_behind(state, "test")
+    other, other_directory = left_behind(state, "test-2")
     try:
         with bake_lock(state):
             assert ours.wait(10.0) == -9
@@ -121,13 +121,13 @@ def test_a_bake_removes_what_a_killed_bake_left_and_no_hook_of_a_roll(state):
             assert hook_directory.exists()
         time.sleep(0.2)
         assert hook.poll() is None
-        sweep(state, "hook-test")
+        sweep(state, "test")
         assert hook.wait(10.0) == -9
         assert not hook_directory.exists()
         assert other.poll() is None
         assert other_directory.exists()
     finally:
-        sweep(state, "hook-test-2")
+        sweep(state, "test-2")
         for process in (ours, hook, other):
             process.kill()
             process.wait()

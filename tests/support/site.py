@@ -4,7 +4,9 @@ import contextlib
 import fcntl
 import os
 import shutil
+import signal
 import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from bench.echo import EchoLab
 from bench.lab import ENVIRONMENT, Lab, copy_layers
 from examples.command import Answer
 from toolkit.cli.context import Context
+from toolkit.machines import cgroups
 from toolkit.roll.site import Site as OpenSite
 from toolkit.shell import Completed
 from toolkit.state import State
@@ -111,6 +114,17 @@ class Site(Lab):
     def run_inside(self, machine: str, *argv: str) -> Completed:
         with self.opened() as site:
             return site.provider.run(machine, argv, timeout_s=60.0)
+
+    def kill_machine(self, name: str) -> None:
+        """Kill every process of a machine at once, as a crash of the host would."""
+        group = f"toolkit-{self.state_id}/{self.environment}/{name}"
+        deadline = time.monotonic() + 10.0
+        while cgroups.is_populated(group):
+            assert time.monotonic() < deadline
+            for pid in set(cgroups.processes(group)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
 
     def get(self, path: str = "/") -> httpx.Response:
         return self._client().get(path)

@@ -54,19 +54,28 @@ def namespaces(state_id: str) -> set[str]:
 
 
 def processes(state: Path, state_id: str) -> tuple[list[str], list[str]]:
-    """Return the balancer's processes, and those that are neither its nor a machine's."""
+    """Return the balancer's processes, and those that are neither its nor a machine's.
+
+    The others are known by their arguments, or by where they are: what was started inside a
+    machine from outside is in its namespaces, but not in its control group.
+    """
     balancers, others = [], []
     needles = (os.fsencode(state), f"/run/toolkit/{state_id}".encode())
+    spaces = {Path(f"/run/netns/{name}").stat().st_ino for name in namespaces(state_id)}
+    spaces.discard(Path("/proc/self/ns/net").stat().st_ino)
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             words = (entry / "cmdline").read_bytes()
             control_groups = (entry / "cgroup").read_text()
+            is_inside = (entry / "ns" / "net").stat().st_ino in spaces
         except OSError:
             continue
         if f"/toolkit-{state_id}/" in control_groups:
             # A machine's processes; the group itself is looked at by its name.
             continue
-        if int(entry.name) == os.getpid() or not any(needle in words for needle in needles):
+        if int(entry.name) == os.getpid():
+            continue
+        if not is_inside and not any(needle in words for needle in needles):
             continue
         line = f"{entry.name} {words.replace(bytes(1), b' ').decode(errors='replace')}"
         (balancers if words.startswith(b"haproxy\0") else others).append(line)
@@ -97,6 +106,8 @@ def files(state: Path, state_id: str, machines: Collection[str], environment: st
     runtime, ram = RUNTIME_ROOT / state_id, RAM_ROOT / f"toolkit-{state_id}"
     found = list((state / "work").rglob("*"))
     found += list((state / "store").rglob(".*"))
+    found += list((state / "environments").glob("*/snapshots/.*"))
+    found += list((runtime / environment / "smoke").glob("*"))
     found += [path for path in Path("/tmp").glob("*") if state_id in path.name]
     if not machines:
         return found + [path for path in (runtime, ram) if path.exists()]

@@ -14,6 +14,7 @@ from toolkit.ledger.ledger import open_ledger
 from toolkit.model import Image, Release
 from toolkit.roll import command, expire
 from toolkit.roll.prepare import Wanted
+from toolkit.roll.site import Site
 from toolkit.store.collect import find_garbage
 
 
@@ -215,22 +216,22 @@ def test_what_runs_in_an_environment_that_the_project_has_no_more_is_in_use(
     assert "r7" in found.releases
 
 
-def test_rollback_between_looking_and_acting_keeps_its_machines(fake: FakeSite) -> None:
+def test_rollback_between_looking_and_acting_keeps_its_machines(
+    fake: FakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What has expired is decided under the lease, not before."""
     roll(fake, 1)
     roll(fake, 2)
     warm = sorted(by_standing(fake, "warm"))
     fake.site.ledger.set_standing(warm, "warm", warm_until=1.0)
-    held = expire.lease.held
+    held = Site.held
 
     def hold_late(*arguments, **keywords):
+        monkeypatch.setattr(Site, "held", held)
         command.roll_back(fake.site, "app", None)
         return held(*arguments, **keywords)
 
-    expire.lease = type("Late", (), {"held": staticmethod(hold_late)})
-    try:
-        expire.retire(fake.site, is_dry_run=False)
-    finally:
-        expire.lease = command.lease
+    monkeypatch.setattr(Site, "held", hold_late)
+    expire.retire(fake.site, is_dry_run=False)
     assert by_standing(fake, "member") == set(warm)
     assert len(fake.pool.serving()) == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from toolkit.ansible.runner import run_playbook, sweep
+from toolkit.ansible import runner
 from toolkit.errors import ConfigurationError, OutsideError, ToolkitError
 from toolkit.progress import Progress
 from toolkit.project.model import Project
@@ -18,8 +18,8 @@ class PlaybookHooks:
 
     Args:
         project: Where the playbooks are.
-        environment: Whose machines; one roll at a time runs hooks there.
         state: Whose RAM directory is used.
+        environment: Whose machines they are run against.
         init_pid: Returns the host's process id of a machine's init.
         progress: Hears of every task.
     """
@@ -27,15 +27,15 @@ class PlaybookHooks:
     def __init__(
         self,
         project: Project,
-        environment: str,
         *,
         state: State,
+        environment: str,
         init_pid: Callable[[str], int | None],
         progress: Progress,
     ) -> None:
         self._project = project
-        self._owner = hook_owner(environment)
         self._state = state
+        self._environment = environment
         self._init_pid = init_pid
         self._progress = progress
 
@@ -47,11 +47,10 @@ class PlaybookHooks:
         pid = self._init_pid(machine)
         if pid is None:
             raise OutsideError(f"{machine} is not running")
-        sweep(self._state, self._owner)
-        result = run_playbook(
+        result = runner.run_playbook(
             path,
-            owner=self._owner,
             state=self._state,
+            owner=self._environment,
             roles_path=self._project.root / "roles",
             host=machine,
             host_variables=machine_variables(pid),
@@ -63,10 +62,9 @@ class PlaybookHooks:
             task = f", task {result.failed_task!r}" if result.failed_task else ""
             raise ToolkitError(f"hook {playbook}{task} failed on {machine}: {result.message}")
 
-
-def hook_owner(environment: str) -> str:
-    """Return whom the runs of an environment's hooks belong to."""
-    return f"hook-{environment}"
+    def sweep(self) -> None:
+        """End and remove what a killed command's hook has left; nobody else runs one here."""
+        runner.sweep(self._state, self._environment)
 
 
 def machine_variables(init_pid: int) -> dict[str, object]:

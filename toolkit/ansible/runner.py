@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import shutil
 import sys
@@ -20,8 +19,8 @@ from toolkit.state import State, make_private, remove_if_empty
 
 PLUGINS = Path(__file__).parent / "plugins"
 
-BAKE = "bake"
-"""The owner of a bake's runs."""
+BAKE = "@bake"
+"""Owner of the runs of a bake, which is no environment's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +41,8 @@ class PlaybookResult:
 def run_playbook(
     playbook: Path,
     *,
-    owner: str,
     state: State,
+    owner: str,
     roles_path: Path,
     host: str,
     host_variables: Mapping[str, Any],
@@ -55,8 +54,8 @@ def run_playbook(
 
     Args:
         playbook: Absolute path.
-        owner: Whose run this is; see `sweep`.
         state: Whose RAM directory is used.
+        owner: In whose name: `BAKE` or an environment; see `sweep`.
         roles_path: Where Ansible finds roles.
         host: Inventory name.
         host_variables: How to reach it.
@@ -67,7 +66,7 @@ def run_playbook(
     Raises:
         DeadlineExceeded: The time limit passed.
     """
-    name = f"ansible-{owner}-{secrets.token_hex(4)}"
+    name = f"{_prefix(owner)}{secrets.token_hex(4)}"
     private = make_private(make_private(state.ram) / name)
     # An empty file of its own, or Ansible looks for one around the working directory.
     (private / "ansible.cfg").touch()
@@ -99,21 +98,18 @@ def run_playbook(
 
 
 def sweep(state: State, owner: str) -> None:
-    """End and remove what killed runs of an owner left behind.
-
-    Args:
-        state: Whose RAM directory is used.
-        owner: `BAKE`, or of the hooks of an environment; whoever calls this keeps it from
-            running anything meanwhile, but not others, who may be at work.
-    """
-    own = re.compile(rf"ansible-{re.escape(owner)}-[0-9a-f]{{8}}")
+    """End and remove what killed runs have left; no other runs in that name."""
     group = f"toolkit-{state.id}"
     for name in cgroups.groups_below(group):
-        if own.fullmatch(name):
+        if name.startswith(_prefix(owner)):
             cgroups.remove(f"{group}/{name}")
-    for path in state.ram.glob("ansible-*"):
-        if own.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True)
+    for leftover in state.ram.glob(f"{_prefix(owner)}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _prefix(owner: str) -> str:
+    # No name of an environment has an @, so none is the beginning of another's.
+    return f"ansible-{owner}@"
 
 
 def _environment(private: Path, roles_path: Path) -> dict[str, str]:

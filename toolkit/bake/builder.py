@@ -167,8 +167,8 @@ def _apply(
         variables["toolkit_source"] = SOURCE_INSIDE
     result = runner.run_playbook(
         playbook,
-        owner=runner.BAKE,
         state=state,
+        owner=runner.BAKE,
         roles_path=project.root / "roles",
         host=BUILD_HOST,
         host_variables={

@@ -146,6 +146,7 @@ class Container:
                 env=shell.environment(NOTIFY_SOCKET=str(path)),
                 log=self.log,
                 pass_fds=descriptors,
+                is_marked=True,
             )  # fmt: skip
             process = identify(pid)
             if process:

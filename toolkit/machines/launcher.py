@@ -42,7 +42,9 @@ def main() -> None:
     cgroups.join(order["cgroup"])
     _mount_root(order)
     argv: list[str] = order["argv"]
-    os.execvpe(argv[0], argv, dict(os.environ))  # noqa: S606 - shell.py started this process
+    # From here on it is a machine of its own, no longer a child of the command that started it.
+    env = {name: value for name, value in os.environ.items() if name != shell.MARK}
+    os.execvpe(argv[0], argv, env)  # noqa: S606 - shell.py started this process
 
 
 def _mount_root(order: dict[str, Any]) -> None:

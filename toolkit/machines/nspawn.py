@@ -102,9 +102,7 @@ class NspawnProvider:
         """Copy the volumes of a role, sharing blocks where the file system can."""
         copies = []
         for volume in sorted(self._state.volumes(self._environment).glob(f"{role}-*")):
-            target = (
-                self._state.environment(self._environment) / "snapshots" / f"{volume.name}-{label}"
-            )
+            target = self._snapshots / f"{volume.name}-{label}"
             if not target.exists():
                 partial = target.with_name(f".{target.name}.partial")
                 shutil.rmtree(partial, ignore_errors=True)
@@ -186,6 +184,13 @@ class NspawnProvider:
         """Return the network namespace of a machine."""
         return f"{self._state.namespace(self._environment)}.{name}"
 
+    def sweep(self) -> None:
+        """Remove files that a killed command was still writing; nobody else is at work here."""
+        for path in self._directory.glob(".*"):
+            path.unlink(missing_ok=True)
+        for partial in self._snapshots.glob(".*.partial"):
+            shutil.rmtree(partial, ignore_errors=True)
+
     def remove_traces(self) -> None:
         """Remove what no machine uses: runtime files of this environment."""
         for path in self._directory.glob("*"):
@@ -198,6 +203,10 @@ class NspawnProvider:
     @property
     def _directory(self) -> Path:
         return self._state.runtime / self._environment / "machines"
+
+    @property
+    def _snapshots(self) -> Path:
+        return self._state.environment(self._environment) / "snapshots"
 
     @property
     def _group(self) -> str:

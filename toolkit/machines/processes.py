@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 START_TIME_FIELD = 19
 """Index of `starttime` in `/proc/PID/stat` after the command's closing bracket; proc(5)."""
+
+POLL_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,51 @@ def parse_process(text: str) -> ProcessId | None:
         return ProcessId(int(pid), int(started), boot)
     except ValueError:
         return None
+
+
+def marked(variable: str, mark: str) -> list[ProcessId]:
+    """Return the running processes in whose environment a variable contains a mark.
+
+    Whoever a process has lost its parent to, and whatever session or control group it has gone
+    to, it still has the environment that it was started with.
+
+    Args:
+        variable: Its name.
+        mark: Part of its value.
+    """
+    beginning, found = f"{variable}=".encode(), []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if not any(one.startswith(beginning) and mark.encode() in one for one in environment):
+            continue
+        process = identify(int(entry.name))
+        if process and process.pid != os.getpid():
+            found.append(process)
+    return found
+
+
+def end_marked(variable: str, mark: str, *, deadline_s: float = 5.0) -> list[ProcessId]:
+    """Kill marked processes until none is left, also those that they start meanwhile.
+
+    Args:
+        variable: As for `marked`.
+        mark: As for `marked`.
+        deadline_s: After so many seconds those that the kernel does not let go of are given up.
+
+    Returns:
+        Those that were still there in the end; usually none.
+    """
+    deadline = time.monotonic() + deadline_s
+    while found := marked(variable, mark):
+        if time.monotonic() > deadline:
+            return found
+        for process in found:
+            process.send(signal.SIGKILL)
+        time.sleep(POLL_S)
+    return []
 
 
 def children(pid: int) -> list[int]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from toolkit import interrupt
@@ -19,7 +18,7 @@ from toolkit.errors import (
 )
 from toolkit.ledger.ledger import MachineRecord, RollRecord, operator
 from toolkit.model import SmokeCheck
-from toolkit.roll import lease, past
+from toolkit.roll import past
 from toolkit.roll.effects import Crew, RollOrder, RollReport
 from toolkit.roll.lease import Lease
 from toolkit.roll.past import Estimate
@@ -175,7 +174,7 @@ def roll_role(site: Site, role: str, wanted: Wanted, *, wait_s: float = 0.0) -> 
         Interrupted: The operator asked to stop.
     """
     began = time.monotonic()
-    with _hold(site, f"a roll of {role}", wait_s=wait_s) as held:
+    with site.held(f"a roll of {role}", wait_s=wait_s) as held:
         need_settled(site)
         remove_orphans(site)
         inputs = gather_inputs(site, role)
@@ -199,7 +198,7 @@ def roll_back(site: Site, role: str, to: str | None, *, wait_s: float = 0.0) -> 
         NotFound: There is no earlier image.
     """
     began = time.monotonic()
-    with _hold(site, f"a rollback of {role}", wait_s=wait_s) as held:
+    with site.held(f"a rollback of {role}", wait_s=wait_s) as held:
         need_settled(site)
         wanted, order = plan_back(site, role, to, roll_id=_new_id())
         if order is None:
@@ -241,7 +240,7 @@ def _take_up(
 ) -> list[RollResult]:
     name = site.environment.name
     results = []
-    with _hold(site, doing, wait_s=wait_s) as held:
+    with site.held(doing, wait_s=wait_s) as held:
         for record in site.ledger.unfinished_rolls(name):
             began = time.monotonic()
             order = _restore_order(site, record)
@@ -249,16 +248,6 @@ def _take_up(
             results.append(_conclude(site, held, order, record, proceed, began))
         remove_orphans(site)
     return results
-
-
-def _hold(site: Site, doing: str, *, wait_s: float) -> AbstractContextManager[Lease]:
-    """Hold the lease for longer than any step of a roll may take."""
-    longest = max(
-        (max(astuple(one.timeouts)) for one in site.environment.deployments.values()), default=0.0
-    )
-    return lease.held(
-        site.ledger, site.environment.name, doing=doing, wait_s=wait_s, longest_effect_s=longest
-    )
 
 
 def _begin(

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from toolkit.ledger.ledger import Ledger, MachineRecord
 from toolkit.model import MachineState
-from toolkit.roll import lease
 from toolkit.roll.lease import Lease
 from toolkit.roll.prepare import previous_roll
 from toolkit.roll.recover import find_orphans, remove_orphans
@@ -28,7 +27,7 @@ def retire(site: Site, *, is_dry_run: bool) -> list[str]:
     name = site.environment.name
     if is_dry_run or not _find_retired(site):
         return _find_retired(site)
-    with lease.held(site.ledger, name, doing="gc") as held:
+    with site.held("gc") as held:
         # Looked at again: a rollback may have taken a warm machine back into service meanwhile.
         expired = _find_expired(site)
         remove_machines(site, held, expired)

@@ -17,6 +17,7 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
+from toolkit import shell
 from toolkit.errors import LeaseHeld, OutsideError
 from toolkit.ledger import tables
 from toolkit.ledger.ledger import Ledger, operator
@@ -27,6 +28,9 @@ TIME_TO_LIVE_S = 900.0
 every write renews it."""
 
 POLL_S = 0.2
+
+RELEASED = 0.0
+"""When a lease runs out that its holder has let go of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +142,8 @@ def _take(connection: Connection, environment: str, doing: str, *, for_s: float)
             f"the lease runs out in {left:.0f} s unless it is renewed",
             hint="wait until it has ended, or queue for it with --wait SECONDS",
         )
+    if row is not None:
+        _fence(dict(row), process)
     epoch: int = row["epoch"] + 1 if row is not None else 1
     values = {
         "epoch": epoch,
@@ -154,6 +160,18 @@ def _take(connection: Connection, environment: str, doing: str, *, for_s: float)
     else:
         connection.execute(update(table).where(table.c.environment == environment).values(**values))
     return epoch
+
+
+def _fence(row: Mapping[str, Any], process: ProcessId) -> None:
+    """End what a holder that did not let go has left running: it would act beside us.
+
+    This comes before the lease changes hands, after which nobody knows that holder any more.
+    """
+    holder = parse_process(row["process"])
+    is_let_go = row["expires"] == RELEASED
+    if is_let_go or holder is None or holder == process or row["host"] != socket.gethostname():
+        return
+    shell.end_children(holder)
 
 
 def _renew(connection: Connection, environment: str, epoch: int, *, for_s: float) -> None:
@@ -177,7 +195,7 @@ def _release(ledger: Ledger, environment: str, epoch: int) -> None:
             connection.execute(
                 update(table)
                 .where(table.c.environment == environment, table.c.epoch == epoch)
-                .values(expires=0.0, expires_uptime=0.0)
+                .values(expires=RELEASED, expires_uptime=RELEASED)
             )
     except OutsideError:
         # A full disk, say. What brought it up is on its way; the lease of a process that has

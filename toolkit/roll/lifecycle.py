@@ -5,7 +5,6 @@ from __future__ import annotations
 from toolkit.errors import ToolkitError
 from toolkit.model import MachineState, TargetState
 from toolkit.progress import step
-from toolkit.roll import lease
 from toolkit.roll.effects import Crew
 from toolkit.roll.expire import remove_machines
 from toolkit.roll.journal import Journal
@@ -38,7 +37,7 @@ def bring_up(site: Site, *, is_repair: bool = False) -> list[str]:
         ToolkitError: A machine that came back failed; it stays out of its pool.
     """
     name = site.environment.name
-    with lease.held(site.ledger, name, doing="up") as held:
+    with site.held("up") as held:
         journal = Journal(held.ledger, {"environment": name}, scope="up")
         was_up = site.ledger.is_up(name)
         try:
@@ -71,7 +70,7 @@ def take_down(site: Site) -> list[str]:
         Names of the machines that were removed.
     """
     name = site.environment.name
-    with lease.held(site.ledger, name, doing="down") as held:
+    with site.held("down") as held:
         ledger = held.ledger
         journal = Journal(ledger, {"environment": name}, scope="down")
         recorded = {one.name for one in ledger.machines(name)}

@@ -27,7 +27,6 @@ from toolkit.errors import ConfigurationError, OutsideError, ToolkitError
 from toolkit.ledger.ledger import MachineRecord
 from toolkit.progress import step
 from toolkit.project.model import SecretSpec
-from toolkit.roll import lease
 from toolkit.roll.command import need_settled, need_up, resume, roll_role
 from toolkit.roll.journal import Journal
 from toolkit.roll.lease import Lease
@@ -150,7 +149,7 @@ def _is_under_way(site: Site, name: str) -> bool:
 
 @contextmanager
 def _held(site: Site, doing: str, wait_s: float) -> Iterator[Lease]:
-    with lease.held(site.ledger, site.environment.name, doing=doing, wait_s=wait_s) as held:
+    with site.held(doing, wait_s=wait_s) as held:
         need_settled(site)
         yield held
 

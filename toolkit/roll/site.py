@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
 
 from toolkit.ledger.ledger import Ledger
 from toolkit.ports import (
@@ -18,6 +19,8 @@ from toolkit.ports import (
 )
 from toolkit.progress import Progress
 from toolkit.project.model import Environment, Project
+from toolkit.roll import lease
+from toolkit.roll.lease import Lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,7 @@ class Site:
         images: What they are made from.
         ledger: What was done, and what is meant to exist.
         progress: Hears of every step.
+        sweepers: Each removes what a killed command has left half-way, of one kind.
     """
 
     project: Project
@@ -51,3 +55,32 @@ class Site:
     images: ImageCatalog
     ledger: Ledger
     progress: Progress
+    sweepers: Sequence[Callable[[], None]] = ()
+
+    @contextmanager
+    def held(self, doing: str, *, wait_s: float = 0.0) -> Iterator[Lease]:
+        """Hold the environment's lease, for longer than any step of a roll may take.
+
+        What a command that was killed has left is gone before anything else is done.
+
+        Args:
+            doing: What for; others are told.
+            wait_s: How long to queue for it.
+
+        Raises:
+            LeaseHeld: Another process holds it.
+        """
+        longest_s = max(
+            (max(astuple(one.timeouts)) for one in self.environment.deployments.values()),
+            default=0.0,
+        )
+        with lease.held(
+            self.ledger,
+            self.environment.name,
+            doing=doing,
+            wait_s=wait_s,
+            longest_effect_s=longest_s,
+        ) as held:
+            for sweep in self.sweepers:
+                sweep()
+            yield held

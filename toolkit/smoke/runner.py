@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from toolkit import shell
 from toolkit.errors import ConfigurationError, DeadlineExceeded, SmokeTestsFailed
+from toolkit.machines.processes import identify
 from toolkit.model import Machine, SmokeCheck
 from toolkit.project.model import Project
 from toolkit.smoke import ORDER
-from toolkit.state import State, make_private, write_atomically
+from toolkit.state import make_private, remove_if_empty, write_atomically
 
 PARALLEL_MACHINES = 4
+CANCEL_POLL_S = 0.1
 PASSED, FAILED = 0, 1
 """Exit codes of pytest that mean that the tests ran."""
 
@@ -28,7 +31,7 @@ class PytestRunner:
 
     Args:
         project: Where the tests are.
-        state: Where scratch files go.
+        scratch: Directory for scratch files; made here.
         namespace: Network namespace of the environment.
         authority: Certificate that machines' certificates are verified with, if there is one.
         tls_name: Returns the name in the certificate of a role's machines.
@@ -39,14 +42,14 @@ class PytestRunner:
         self,
         project: Project,
         *,
-        state: State,
+        scratch: Path,
         namespace: str,
         authority: Path | None,
         tls_name: Callable[[str], str],
         init_pid: Callable[[str], int | None],
     ) -> None:
         self._project = project
-        self._state = state
+        self._scratch = scratch
         self._namespace = namespace
         self._authority = authority
         self._tls_name = tls_name
@@ -74,8 +77,24 @@ class PytestRunner:
         """
         deadline = time.monotonic() + deadline_s
         with ThreadPoolExecutor(PARALLEL_MACHINES) as pool:
-            outcomes = pool.map(lambda one: self._test_one(one, deadline=deadline), machines)
-            return [check for checks in outcomes for check in checks]
+            waiting = [pool.submit(self._test_one, one, deadline=deadline) for one in machines]
+            try:
+                wait(waiting)
+            except BaseException:
+                # Told to stop now: the threads would wait for tests that may take minutes.
+                while wait(waiting, timeout=CANCEL_POLL_S).not_done:
+                    shell.kill_running()
+                raise
+            return [check for future in waiting for check in future.result()]
+
+    def sweep(self) -> None:
+        """Remove scratch files of processes that were killed; others may be testing just now."""
+        for path in self._scratch.glob("*-*-*"):
+            pid, started, _ = path.name.split("-")
+            process = identify(int(pid))
+            if process is None or str(process.started) != started:
+                shutil.rmtree(path, ignore_errors=True)
+        remove_if_empty(self._scratch)
 
     def _tests(self, role: str) -> list[Path]:
         """Return the tests of a role and of every layer that its image has, lowest first."""
@@ -87,7 +106,9 @@ class PytestRunner:
         pid = self._init_pid(machine.name)
         if pid is None:
             return [SmokeCheck(machine.name, "machine", False, 0.0, "the machine is not running")]
-        scratch = make_private(self._state.runtime / f"smoke-{secrets.token_hex(4)}")
+        here = identify(os.getpid())
+        name = f"{here.pid}-{here.started}-{secrets.token_hex(4)}" if here else ""
+        scratch = make_private(self._scratch / name)
         try:
             return self._run_pytest(machine, pid, scratch, deadline=deadline)
         finally:

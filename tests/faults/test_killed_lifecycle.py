@@ -1,0 +1,102 @@
+"""`up` and `down` killed before and after every effect: the same again, or the opposite."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.faults.cases import Case, cases_of
+from tests.support.siege import RECOVERY_S, Siege
+from tests.support.site import EchoSite
+from tests.support.traces import leftovers
+
+pytestmark = pytest.mark.host
+
+
+@pytest.fixture(scope="module")
+def siege(new_echo: Callable[[], EchoSite]) -> Siege:
+    site = new_echo()
+    site.start("v1")
+    return Siege(site)
+
+
+def is_down(siege: Siege) -> bool:
+    site = siege.site
+    with site.opened() as opened:
+        is_recorded = opened.ledger.is_up(site.environment)
+    return not is_recorded and leftovers(site.state, site.state_id, [], site.environment) == []
+
+
+def have_all(siege: Siege) -> None:
+    """Have every role run version 1."""
+    site = siege.site
+    site.toolkit.result("up", site.environment)
+    site.toolkit.result("roll", site.environment, "--release", site.bake("v1")["release"])
+
+
+def check_all(siege: Siege) -> None:
+    for role, capacity in (("echo", 2), ("keeper", 1)):
+        siege.check_settled(image=siege.image("v1", role), role=role, capacity=capacity)
+    assert siege.site.get().status_code == 200
+
+
+def recover(siege: Siege, *words: str) -> None:
+    began = time.monotonic()
+    siege.site.toolkit.result(*words)
+    assert time.monotonic() - began < RECOVERY_S
+
+
+@pytest.mark.parametrize("case", cases_of("up"), ids=str)
+def test_up(case: Case, siege: Siege):
+    site = siege.site
+    site.toolkit.result("down", site.environment)
+    assert is_down(siege)
+    killed = siege.killed_at(case.point, "up", site.environment)
+    assert killed.exit_code == -9, killed.stderr
+    if case.recovery == "abort":
+        recover(siege, "down", site.environment)
+        assert is_down(siege)
+        return
+    recover(siege, "up", site.environment)
+    have_all(siege)
+    check_all(siege)
+
+
+@pytest.mark.parametrize("case", cases_of("down"), ids=str)
+def test_down(case: Case, siege: Siege):
+    """`up` brings back whatever the ledger still has; what it has not is gone altogether."""
+    site = siege.site
+    have_all(siege)
+    machines = set(site.machines())
+    killed = siege.killed_at(case.point, "down", site.environment)
+    assert killed.exit_code == -9, killed.stderr
+    if case.recovery == "resume":
+        recover(siege, "down", site.environment)
+        assert is_down(siege)
+        return
+    with site.opened() as opened:
+        recorded = {one.name for one in opened.ledger.machines(site.environment)}
+    assert recorded in (machines, set())
+    recover(siege, "up", site.environment)
+    assert set(site.machines()) == recorded
+    if not recorded:
+        have_all(siege)
+    check_all(siege)
+
+
+@pytest.mark.parametrize("case", cases_of("restore"), ids=str)
+def test_up_that_brings_a_machine_back(case: Case, siege: Siege):
+    """The machine that did not die serves all the time; an abort has nothing to go back to."""
+    site = siege.site
+    have_all(siege)
+    victim = site.status()["echo"]["pool"]["serving"][0]
+    site.kill_machine(victim)
+    with siege.watched() as watch:
+        killed = siege.killed_at(case.point, "up", site.environment)
+        assert killed.exit_code == -9, killed.stderr
+        if case.recovery == "abort":
+            assert site.toolkit.result("abort", site.environment) == []
+        recover(siege, "up", site.environment)
+    siege.check_capacity(watch, 1)
+    check_all(siege)
+    assert victim in site.machines()

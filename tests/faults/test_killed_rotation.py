@@ -1,0 +1,67 @@
+"""A rotation killed while machines take up the new value, or forget the old one.
+
+`toolkit abort` leaves a rotation alone: no roll was cut short, and the old value is good until the
+new one is everywhere. The same command goes on.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.faults.cases import Case, cases_of
+from tests.support.siege import RECOVERY_S, Siege, besieged
+from tests.support.site import EchoSite
+
+pytestmark = pytest.mark.host
+
+
+@pytest.fixture(scope="module")
+def siege(
+    new_echo: Callable[[], EchoSite], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Siege]:
+    with besieged(new_echo(), tmp_path_factory.mktemp("load")) as siege:
+        yield siege
+
+
+def token(siege: Siege, role: str) -> dict:
+    site = siege.site
+    return site.toolkit.result("secrets", "show", site.environment, role, "token", "--yes")
+
+
+def held_by(siege: Siege, machine: str) -> str:
+    """Return the token as the service's own credential inside a machine has it."""
+    done = siege.site.run_inside(machine, "cat", "/run/credentials/echo.service/token")
+    return done.text.strip()
+
+
+@pytest.mark.parametrize("case", cases_of("rotate"), ids=str)
+def test_killed(case: Case, siege: Siege):
+    site = siege.site
+    before, machines = token(siege, "echo"), site.machines()
+    words = ("secrets", "rotate", site.environment, "token")
+    siege.check_load()
+    with siege.watched() as watch:
+        killed = siege.killed_at(case.point, *words)
+        assert killed.exit_code == -9, killed.stderr
+        if case.recovery == "abort":
+            assert site.toolkit.result("abort", site.environment) == []
+            assert site.get().status_code == 200
+        began = time.monotonic()
+        done = site.toolkit.result(*words)
+        assert time.monotonic() - began < RECOVERY_S
+    siege.check_capacity(watch)
+    siege.check_load()
+    assert done["version"] == before["version"] + 1
+    assert site.machines() == machines
+    for role in ("echo", "keeper"):
+        new = token(siege, role)
+        assert new["version"] == done["version"]
+        for machine in site.status()[role]["machines"]:
+            assert held_by(siege, machine["name"]) == new["value"].strip()
+    listed = site.toolkit.result("secrets", "list", site.environment)
+    assert not any(".previous" in one["name"] for one in listed)
+    siege.check_settled(image=siege.image("v1"))
+    release = site.bake("v1")["release"]
+    rolls = site.toolkit.result("roll", site.environment, "--release", release)
+    assert {one["outcome"] for one in rolls} == {"unchanged"}
