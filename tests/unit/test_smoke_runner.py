@@ -8,7 +8,6 @@ import pytest
 from toolkit.errors import ConfigurationError
 from toolkit.project.model import BaseSpec, LayerSpec, Project, RoleSpec
 from toolkit.smoke.runner import PytestRunner
-from toolkit.state import State
 
 
 @pytest.fixture
@@ -19,7 +18,7 @@ def make(tmp_path: Path) -> Callable[..., PytestRunner]:
         base = BaseSpec("bookworm", None, ())
         return PytestRunner(
             Project(tmp_path, "shop", "/src", base, {role: spec}),
-            state=State(tmp_path / "state"),
+            scratch=tmp_path / "scratch",
             namespace="none",
             authority=None,
             tls_name=lambda name: name,
