@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -61,7 +61,7 @@ class Release:
         commit: Of the service's source.
         is_dirty: Whether uncommitted changes went into it.
         images: Role name to image digest.
-        created: Time of the bake, seconds since the epoch.
+        created: Time of the first bake that gave it, seconds since the epoch.
     """
 
     id: str
@@ -70,6 +70,15 @@ class Release:
     is_dirty: bool
     images: Mapping[str, str]
     created: float
+
+
+def release_of(digest: str, releases: Iterable[Release]) -> Release | None:
+    """Return the release that an image was baked for: of all that hold it, the earliest.
+
+    Later releases hold it because nothing that it is made from had changed.
+    """
+    holders = [one for one in releases if digest in one.images.values()]
+    return min(holders, key=lambda one: one.created, default=None)
 
 
 @dataclass(frozen=True, slots=True)

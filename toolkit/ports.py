@@ -38,7 +38,7 @@ class ImageCatalog(Protocol):
         """Return every release, newest first."""
 
     def release_of(self, digest: str) -> Release | None:
-        """Return the newest release that an image belongs to."""
+        """Return the release that an image was baked for, the earliest that holds it."""
 
 
 class Network(Protocol):

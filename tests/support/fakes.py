@@ -30,6 +30,7 @@ from toolkit.model import (
     SmokeCheck,
     Target,
     TargetState,
+    release_of,
 )
 from toolkit.progress import Silence
 from toolkit.project.model import (
@@ -393,7 +394,7 @@ class FakeImages:
         return self._releases[::-1]
 
     def release_of(self, digest: str) -> Release | None:
-        return next((r for r in self.releases() if digest in r.images.values()), None)
+        return release_of(digest, self.releases())
 
 
 def make_image(role: str, number: int, *layers: str) -> Image:

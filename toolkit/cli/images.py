@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from toolkit.cli.context import Context, age, fields, json_option, short, size, table
-from toolkit.model import Image, Release
+from toolkit.model import Image, Release, release_of
 
 
 @click.group()
@@ -31,7 +31,7 @@ def list_(context: Context) -> None:
 
     store = open_store(context.state)
     releases = store.releases()
-    found = [(image, _release_of(image, releases)) for image in store.images()]
+    found = [(image, release_of(image.digest, releases)) for image in store.images()]
     rows = [
         (
             short(image.digest),
@@ -115,10 +115,6 @@ def disk(context: Context, digest: str, output: Path) -> None:
         {"image": image.digest, "path": str(output.resolve()), "size_bytes": count},
         f"{output}: {size(count)}, image {short(image.digest)}",
     )
-
-
-def _release_of(image: Image, releases: Any) -> Release | None:
-    return next((one for one in releases if image.digest in one.images.values()), None)
 
 
 def _as_data(image: Image, release: Release | None) -> dict[str, Any]:

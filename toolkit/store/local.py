@@ -23,7 +23,7 @@ from typing import Any
 from toolkit import faults
 from toolkit.bake.manifest import SealedLayer, digest_of, release_id
 from toolkit.errors import NotFound, OutsideError, ToolkitError
-from toolkit.model import Image, Layer, Release
+from toolkit.model import Image, Layer, Release, release_of
 from toolkit.state import sync_directory, write_atomically
 from toolkit.store.collect import Garbage
 
@@ -77,8 +77,10 @@ class LocalStore:
 
     def releases(self) -> Sequence[Release]:
         """Return every release, newest first."""
-        releases = [self._read_release(path) for path in self._directories("releases")]
-        return sorted(releases, key=lambda release: release.created, reverse=True)
+        directories = self._directories("releases")
+        return [
+            self._read_release(one) for one in sorted(directories, key=self._baked, reverse=True)
+        ]
 
     def manifest(self, digest: str) -> Mapping[str, Any]:
         """Return an image's manifest after checking that its bytes have the digest."""
@@ -176,8 +178,10 @@ class LocalStore:
     def put_release(self, manifest: bytes) -> Release:
         """Store a release by its manifest; one that is there already becomes the newest."""
         directory = self._root / "releases" / release_id(manifest)
-        baked = {"created": time.time()}
+        now = time.time()
+        baked = {"created": now, "baked": now}
         if (directory / "manifest.json").exists():
+            baked["created"] = self._read_release(directory).created
             write_atomically(directory / "baked.json", json.dumps(baked).encode())
         else:
             self._put(directory, manifest, baked, effect="release")
@@ -200,11 +204,8 @@ class LocalStore:
         write_atomically(self._root / "refresh", mark.encode())
 
     def release_of(self, digest: str) -> Release | None:
-        """Return the newest release that an image belongs to."""
-        for release in self.releases():
-            if digest in release.images.values():
-                return release
-        return None
+        """Return the release that an image was baked for."""
+        return release_of(digest, self.releases())
 
     def layers(self) -> list[str]:
         """Return the digests of all sealed layers."""
@@ -266,6 +267,11 @@ class LocalStore:
             images=manifest["images"],
             created=baked["created"],
         )
+
+    def _baked(self, directory: Path) -> float:
+        """Return when a release was last baked: what was left and is returned to is the newest."""
+        _, baked = self._read(directory)
+        return float(baked.get("baked", baked["created"]))
 
     def _read(self, directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         try:
