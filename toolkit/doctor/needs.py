@@ -20,6 +20,13 @@ DISK_NEEDED_BYTES, DISK_ADVISED_BYTES = 3 * GIB, 10 * GIB
 MEMORY_NEEDED_BYTES, MEMORY_ADVISED_BYTES = 2 * GIB, 4 * GIB
 
 
+INOTIFY_OF_A_MACHINE = 4
+"""Instances that a machine's systemd (3) and D-Bus (1) hold. The kernel counts those of a user on
+the whole host, machines included; with none left a machine does not come up, and says nothing."""
+
+MACHINES_ADVISED = 100
+
+
 @dataclass(frozen=True, slots=True)
 class Tool:
     """A program of the host.

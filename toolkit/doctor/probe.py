@@ -24,6 +24,7 @@ NETWORK_TIMEOUT_S = 10.0
 
 _LOOP_CONTROL = Path("/dev/loop-control")
 _RESOLVER = Path("/etc/resolv.conf")
+_INOTIFY_LIMIT = Path("/proc/sys/fs/inotify/max_user_instances")
 _TRY_NETWORK = b"""\
 link add name br0 type bridge
 link add name tk0 type veth peer name tk1
@@ -55,6 +56,7 @@ def examine(state_root: Path) -> tuple[Check, ...]:
         _ansible,
         lambda: _disk_space(state_root),
         _memory,
+        _inotify,
         _resolver,
     )
     with ThreadPoolExecutor(4) as pool:
@@ -249,6 +251,10 @@ def _memory() -> Check:
         advised_bytes=needs.MEMORY_ADVISED_BYTES,
         hint="end what else runs here, or use a larger host",
     )
+
+
+def _inotify() -> Check:
+    return checks.judge_inotify(int(_INOTIFY_LIMIT.read_text()))
 
 
 def _resolver() -> Check:
