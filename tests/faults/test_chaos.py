@@ -121,7 +121,7 @@ def play(siege: Siege, one: Round, calm_s: float) -> None:
     with siege.watched() as watch:
         running = site.toolkit.start(*words)
         wait(running, one.after * calm_s)
-        victim_served = disturb(siege, running, one.disturbance)
+        victim = disturb(siege, running, one.disturbance)
         done = running.wait()
         check_end(done)
         if one.again is not None:
@@ -130,6 +130,8 @@ def play(siege: Siege, one: Round, calm_s: float) -> None:
             running.send(signal.SIGKILL)
             check_end(running.wait())
         recover(siege, one.recovery)
+    # A serving machine that dies takes its place with it, whatever the toolkit does.
+    victim_served = any(victim in serving for _, serving in watch.changes)
     siege.check_capacity(watch, 1 if victim_served else 2)
     image = siege.current()
     assert image in known
@@ -158,8 +160,8 @@ def wait(running: Running, seconds: float) -> None:
         time.sleep(0.01)
 
 
-def disturb(siege: Siege, running: Running, how: str) -> bool:
-    """Do it; return whether a machine that served was hit."""
+def disturb(siege: Siege, running: Running, how: str) -> str:
+    """Do it; return the address of the machine that was hit, if one was."""
     if how == "kill":
         running.send(signal.SIGKILL)
     elif how.startswith("interrupt"):
@@ -175,9 +177,8 @@ def disturb(siege: Siege, running: Running, how: str) -> bool:
         hit = [one for one in machines if (one.address in serving) == (how == "old-machine")]
         if hit:
             siege.site.kill_machine(hit[0].name)
-            # By now it may have been admitted.
-            return True
-    return False
+            return hit[0].address
+    return ""
 
 
 def check_end(answer: Answer) -> None:

@@ -10,10 +10,13 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.faults.cases import Case, cases_of
-from tests.support.siege import RECOVERY_S, Siege, besieged
+from tests.support.siege import Siege, besieged
 from tests.support.site import EchoSite
 
 pytestmark = pytest.mark.host
+
+ROTATION_S = 120.0
+"""To go on with a rotation means to rotate: many runs of ansible-vault, and every machine."""
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ def test_killed(case: Case, siege: Siege):
             assert site.get().status_code == 200
         began = time.monotonic()
         done = site.toolkit.result(*words)
-        assert time.monotonic() - began < RECOVERY_S
+        assert time.monotonic() - began < ROTATION_S
     siege.check_capacity(watch)
     siege.check_load()
     assert done["version"] == before["version"] + 1

@@ -83,8 +83,10 @@ class Siege:
         file.write_text(json.dumps(document, indent=1))
 
     def current(self, role: str = "echo") -> str:
-        """Return the image that a role runs."""
-        return self.site.status()[role]["image"]
+        """Return the image of the machines that are meant to serve."""
+        with self.site.opened() as opened:
+            machines = opened.ledger.machines(self.site.environment, role)
+        return next(one.image for one in machines if one.is_member)
 
     def other(self, role: str = "echo") -> str:
         """Return the image of the good version that a role does not run."""
@@ -153,8 +155,8 @@ class Siege:
             assert drift(opened) == []
             targets = {one.address for one in opened.pools[role].targets()}
             assert targets == {one.address for one in records.values()}
+            assert opened.ledger.first_break() is None
         assert leftovers(site.state, site.state_id, site.machines(), site.environment) == []
-        assert site.toolkit.run("history", "--verify").exit_code == 0
 
     def warm(self, role: str = "echo") -> list[str]:
         """Return the machines that are kept warm."""
