@@ -1,12 +1,10 @@
 """`up` brings back what the ledger says should run, whatever has become of it."""
 
-import os
 import shutil
-import signal
-import time
 
 import pytest
 
+from tests.support.breakage import kill_balancer, kill_machine
 from tests.support.traces import groups, namespaces, processes
 from toolkit import shell
 from toolkit.machines import cgroups
@@ -17,31 +15,6 @@ pytestmark = pytest.mark.host
 
 def signed(site) -> list[str]:
     return [entry["message"] for entry in site.get("/api/entries").json()["entries"]]
-
-
-def kill_machine(site, name: str) -> None:
-    """Kill every process of a machine at once, as a crash of the host would."""
-    group = f"toolkit-{site.state_id}/{site.environment}/{name}"
-    deadline = time.monotonic() + 10.0
-    while cgroups.is_populated(group):
-        assert time.monotonic() < deadline
-        for pid in set(cgroups.processes(group)):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        time.sleep(0.05)
-
-
-def kill_balancer(site) -> None:
-    balancers, _ = processes(site.state, site.state_id)
-    assert balancers
-    for line in balancers:
-        os.kill(int(line.split()[0]), signal.SIGKILL)
-    deadline = time.monotonic() + 10.0
-    while processes(site.state, site.state_id)[0]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_up_is_harmless_when_all_is_well(site):

@@ -24,6 +24,8 @@ ADMIN_MAINTENANCE: Final = 0x01 | 0x02 | 0x20 | 0x40
 ADMIN_DRAIN: Final = 0x08 | 0x10
 OPERATION_STOPPED: Final = "0"
 
+_HINT: Final = "'toolkit up' starts a balancer anew that takes no commands"
+
 _STATE_HEADER: Final = "# be_id "
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024
 
@@ -100,11 +102,11 @@ class HaproxySocket:
                     answer += chunk
         except TimeoutError:
             raise DeadlineExceeded(
-                f"haproxy at {self.path} did not answer within {self.timeout_s:g} s"
+                f"haproxy at {self.path} did not answer within {self.timeout_s:g} s", hint=_HINT
             ) from None
         except OSError as error:
             raise OutsideError(
-                f"haproxy at {self.path} cannot be reached: {error.strerror or error}"
+                f"haproxy at {self.path} cannot be reached: {error.strerror or error}", hint=_HINT
             ) from error
         if not answer:
             raise OutsideError(f"haproxy at {self.path} hung up without an answer")
