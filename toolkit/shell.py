@@ -134,7 +134,7 @@ def spawn(
     argv: Sequence[str | Path],
     *,
     env: Mapping[str, str],
-    log: Path,
+    log: Path | int,
     cwd: Path | None = None,
     pass_fds: Sequence[int] = (),
 ) -> int:
@@ -143,7 +143,8 @@ def spawn(
     Args:
         argv: Program and arguments.
         env: The whole environment of the child.
-        log: Takes its output; truncated first, readable by root alone.
+        log: Takes its output: a file that is truncated first and readable by root alone, or an
+            open descriptor of the caller's.
         cwd: Working directory.
         pass_fds: Descriptors that the child inherits.
 
@@ -151,8 +152,10 @@ def spawn(
         OutsideError: The program is missing.
     """
     words = tuple(str(word) for word in argv)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as output:
+    is_open = isinstance(log, int)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    descriptor = log if isinstance(log, int) else os.open(log, flags, 0o600)
+    with os.fdopen(descriptor, "wb", closefd=not is_open) as output:
         return _start(
             words, env=env, cwd=cwd, pass_fds=pass_fds, stdin=subprocess.DEVNULL, output=output
         ).pid

@@ -122,10 +122,26 @@ def exclusive(path: Path, *, doing: str) -> Iterator[None]:
                 f"another process is at work here: {file.read().strip() or doing}",
                 hint="wait until it has ended, then try again",
             ) from None
-        file.truncate(0)
-        file.write(f"{doing} (process {os.getpid()})")
-        file.flush()
+        try:
+            file.truncate(0)
+            # Not through the file's buffer, which would be tried again when the file is closed.
+            os.write(file.fileno(), f"{doing} (process {os.getpid()})".encode())
+        except OSError as error:
+            raise OutsideError(f"{path} could not be written: {error.strerror}") from None
         yield
+
+
+def make_durable(path: Path) -> Path:
+    """Make a directory below the state directory; return it.
+
+    Raises:
+        OutsideError: The file system refuses.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutsideError(f"{path} could not be made: {error.strerror}") from None
+    return path
 
 
 def make_private(path: Path) -> Path:
@@ -149,9 +165,9 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     Raises:
         OutsideError: The file system refuses; the old content is still there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)

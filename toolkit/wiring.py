@@ -130,6 +130,7 @@ def open_site(workplace: Workplace, environment_name: str) -> Iterator[Site]:
         tls_name=lambda role: machine_tls_name(role, environment.name),
         init_pid=provider.init_pid,
     )
+    smoke.sweep()
     with open_ledger(state) as ledger:
         yield Site(
             project=project,

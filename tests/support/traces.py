@@ -39,13 +39,13 @@ def leftovers(state: Path, state_id: str, machines: Collection[str], environment
 
 
 def groups(state_id: str) -> set[str]:
-    """Return control groups: `ENVIRONMENT/MACHINE`, and names of those of a bake."""
+    """Return control groups: `ENVIRONMENT/MACHINE`, and names of those of bakes and tests."""
     top = f"toolkit-{state_id}"
     found = set()
     for name in cgroups.groups_below(top):
         inner = cgroups.groups_below(f"{top}/{name}")
-        is_bake = name.startswith(("build-", "ansible-"))
-        found |= {name} if is_bake or not inner else {f"{name}/{one}" for one in inner}
+        is_scratch = name.startswith(("build-", "ansible-", "smoke-"))
+        found |= {name} if is_scratch or not inner else {f"{name}/{one}" for one in inner}
     return found
 
 

@@ -25,6 +25,7 @@ import pytest
 import testinfra.host
 from testinfra.backend.base import BaseBackend, CommandResult
 
+from toolkit.machines import cgroups
 from toolkit.machines.enter import run_inside
 from toolkit.smoke import ORDER
 
@@ -93,6 +94,7 @@ class Outcomes:
 
 def pytest_configure(config: pytest.Config) -> None:
     order = _order()
+    cgroups.join(order["cgroup"])
     config.pluginmanager.register(Outcomes(Path(order["outcomes"])), "toolkit-outcomes")
 
 

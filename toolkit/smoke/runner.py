@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
 import sys
@@ -13,12 +14,17 @@ from pathlib import Path
 
 from toolkit import shell
 from toolkit.errors import ConfigurationError, DeadlineExceeded, SmokeTestsFailed
+from toolkit.machines import cgroups
+from toolkit.machines.processes import identify
 from toolkit.model import Machine, SmokeCheck
 from toolkit.project.model import Project
 from toolkit.smoke import ORDER
 from toolkit.state import State, make_private, write_atomically
 
 PARALLEL_MACHINES = 4
+PREFIX = "smoke-"
+"""Of the names of scratch directories and control groups; a process id and a token follow."""
+
 PASSED, FAILED = 0, 1
 """Exit codes of pytest that mean that the tests ran."""
 
@@ -71,6 +77,18 @@ class PytestRunner:
             outcomes = pool.map(lambda one: self._test_one(one, deadline=deadline), machines)
             return [check for checks in outcomes for check in checks]
 
+    def sweep(self) -> None:
+        """End what the tests of a command that was killed have left running."""
+        for group in cgroups.groups_below(self._group):
+            owner = group.removeprefix(PREFIX).partition("-")[0]
+            if group.startswith(PREFIX) and owner.isdecimal() and identify(int(owner)) is None:
+                cgroups.remove(f"{self._group}/{group}")
+                shutil.rmtree(self._state.runtime / group, ignore_errors=True)
+
+    @property
+    def _group(self) -> str:
+        return f"toolkit-{self._state.id}"
+
     def _tests(self, role: str) -> list[Path]:
         """Return the tests of a role and of every layer that its image has, lowest first."""
         names = dict.fromkeys([*(one.role for one in self._project.roles[role].layers), role])
@@ -81,10 +99,14 @@ class PytestRunner:
         pid = self._init_pid(machine.name)
         if pid is None:
             return [SmokeCheck(machine.name, "machine", False, 0.0, "the machine is not running")]
-        scratch = make_private(self._state.runtime / f"smoke-{secrets.token_hex(4)}")
+        scratch = make_private(
+            self._state.runtime / f"{PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+        )
         try:
             return self._run_pytest(machine, pid, scratch, deadline=deadline)
         finally:
+            # What a test has started may lead a session of its own.
+            cgroups.remove(f"{self._group}/{scratch.name}")
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _run_pytest(
@@ -105,6 +127,7 @@ class PytestRunner:
             "authority": str(self._authority) if self._authority else None,
             "tls_name": self._tls_name(machine.role),
             "outcomes": str(outcomes),
+            "cgroup": f"{self._group}/{scratch.name}",
         }
         write_atomically(scratch / "order", json.dumps(order).encode())
         began = time.monotonic()
