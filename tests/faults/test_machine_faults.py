@@ -43,12 +43,12 @@ def test_never_ends(host):
         host.run(f"sleep {{NUMBER}}")
 """
 
-RUDE = r'''
+RUDE = r"""
 def test_is_rude(host):
     words = host.run(r"printf '\033]0;owned\007\033[2J\033[31mrude\n'; yes | head -c 9000000")
     print(words.stdout[:20000000])
     raise RuntimeError(words.stdout[:100])
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +73,8 @@ def test_one_that_dies_in_its_smoke_tests_is_discarded(site):
         running = site.toolkit.start(
             "roll", site.environment, "echo", "--image", site.image("v2", "echo")
         )
-        eventually(closed.waiting)
-        [name] = closed.waiting()
-        kill_machine(site, name)
+        eventually(lambda: len(closed.waiting()) == 2)
+        kill_machine(site, closed.waiting()[0])
         closed.open()
         answer = running.wait()
     assert is_plain(answer, 4)
@@ -89,8 +88,7 @@ def test_one_that_dies_after_it_was_registered_is_taken_out(site):
     image = site.image(UNHEALTHY, "echo")
     running = site.toolkit.start("roll", site.environment, "echo", "--image", image)
     eventually(lambda: started(running, "await-healthy"))
-    [name] = new_machines(site)
-    kill_machine(site, name)
+    kill_machine(site, new_machines(site)[0])
     answer = running.wait()
     assert is_plain(answer, 5)
     assert answer.data["outcome"] == "rolled-back"

@@ -17,7 +17,7 @@ from toolkit.state import State
 DEADLINE_S = 60.0
 """For whatever should happen at once, on a host that is busy with something else."""
 
-GATE = '''
+GATE = """
 import time
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def test_waits_at_the_gate(machine):
     while GATE.exists() and not (GATE / "open").exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-'''
+"""
 
 
 def eventually(is_so: Callable[[], object], *, deadline_s: float = DEADLINE_S) -> None:
@@ -43,9 +43,8 @@ def eventually(is_so: Callable[[], object], *, deadline_s: float = DEADLINE_S) -
 
 @contextmanager
 def smoke_test(site: Site, role: str, text: str) -> Iterator[None]:
-    """Give a role one more smoke test for a time."""
-    directory = site.project.root / "roles" / role / "smoke"
-    path = directory / "test_one_more.py"
+    """Give a role one more smoke test for a time, before its own."""
+    path = site.project.root / "roles" / role / "smoke" / "test_before_all.py"
     path.write_text(text)
     try:
         yield

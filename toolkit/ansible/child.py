@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from toolkit.machines import cgroups
 
+EVENT_NAME = re.compile(r"[0-9a-f-]{1,64}")
 MESSAGE_LIMIT = 2000
 
 
@@ -33,6 +35,7 @@ def main() -> None:
 
     import ansible_runner  # noqa: PLC0415 - a third of a second, in this process only
 
+    _ignore_forged_events(ansible_runner.runner.Runner)
     try:
         result = ansible_runner.run(
             private_data_dir=str(private),
@@ -44,7 +47,7 @@ def main() -> None:
             check_job_event_data=True,
         )
     except ansible_runner.exceptions.AnsibleRunnerException as error:
-        # Ansible printed a line that no callback announced: it failed before it began.
+        # It failed before it began.
         _say("output", "", _tail(private) or str(error))
         os._exit(1)
     if result.config.settings.get("fact_cache_type") != "memory":
@@ -53,6 +56,23 @@ def main() -> None:
     if result.rc:
         _say("output", "", _tail(private))
     os._exit(int(result.rc or 0) & 0xFF)
+
+
+def _ignore_forged_events(runner: Any) -> None:
+    """Have ansible-runner pass over events that no callback of this run's own has announced.
+
+    It finds events in what Ansible prints, which a target can add to, and reads and removes the
+    file that an event's `uuid` names, wherever that leads.
+    """
+    accept = runner.event_callback
+
+    def event_callback(self: Any, event: dict[str, Any]) -> None:
+        name = str(event.get("uuid", ""))
+        announced = Path(self.config.artifact_dir, "job_events", f"{name}-partial.json")
+        if EVENT_NAME.fullmatch(name) and announced.is_file():
+            accept(self, event)
+
+    runner.event_callback = event_callback
 
 
 def _report(event: dict[str, Any]) -> bool:

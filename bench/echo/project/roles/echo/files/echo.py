@@ -71,8 +71,9 @@ def shout() -> None:
         # A machine has no console of its own; init's was closed long ago.
         for path in ("/dev/console", "/proc/1/fd/1", "/proc/1/fd/2"):
             try:
-                with open(os.open(path, os.O_WRONLY), "wb") as console:
-                    console.write(HOSTILE.encode() * 100)
+                console = os.open(path, os.O_WRONLY)
+                os.write(console, HOSTILE.encode() * 100)
+                os.close(console)
             except OSError:
                 continue
         os.write(1, HOSTILE.encode() * 100)
