@@ -212,6 +212,8 @@ class Effects:
         new = self._addresses([name for name in one.machines if name in self._order.plan.new])
         old = self._addresses([name for name in one.machines if name in self._order.plan.old])
         pool = self._crew.pool
+        # The response times of a place are those of whoever had it before, too.
+        pool.count_anew()
         start, began = pool.counters(), time.monotonic()
         healthy_at, renewed_at = began, began
         while (now := time.monotonic()) - began < float(one.argument or 0):
