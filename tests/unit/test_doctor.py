@@ -109,6 +109,17 @@ def test_control_groups_are_unified_or_hybrid_and_writable(
 
 
 @pytest.mark.parametrize(
+    ("limit", "status", "found"),
+    [(128, Status.OK, "128, enough for 32 machines"), (64, Status.WARNING, "64, enough for 16")],
+)
+def test_inotify_bounds_how_many_machines_a_host_has(limit, status, found):
+    check = checks.judge_inotify(limit)
+    assert check.status is status
+    assert check.found.startswith(found)
+    assert bool(check.hint) is (status is not Status.OK)
+
+
+@pytest.mark.parametrize(
     ("gib", "status"), [(2.9, Status.MISSING), (3, Status.WARNING), (9.9, "warning"), (10, "ok")]
 )
 def test_room_has_a_bound_that_is_needed_and_one_that_is_advised(gib, status):

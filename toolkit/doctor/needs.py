@@ -11,6 +11,10 @@ GIB = 1024**3
 KERNEL_MINIMUM: Version = (5, 14)
 """The first kernel with `cgroup.kill`, which ends a machine's processes at one stroke."""
 
+INOTIFY_OF_MACHINE = 4
+MACHINES_ADVISED = 30
+"""The kernel's default of 128 inotify instances is just enough for so many."""
+
 FILE_SYSTEMS = ("erofs", "overlay", "tmpfs")
 
 PYTHON_OLDEST: Version = (3, 11)

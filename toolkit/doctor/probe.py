@@ -23,6 +23,7 @@ TOOL_TIMEOUT_S = 5.0
 NETWORK_TIMEOUT_S = 10.0
 
 _LOOP_CONTROL = Path("/dev/loop-control")
+_INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
 _RESOLVER = Path("/etc/resolv.conf")
 _TRY_NETWORK = b"""\
 link add name br0 type bridge
@@ -49,6 +50,7 @@ def examine(state_root: Path) -> tuple[Check, ...]:
         _cgroups,
         _ram,
         _memfd,
+        _inotify,
     )
     room: Sequence[Callable[[], Check]] = (
         lambda: checks.judge_python(sys.version_info[:3]),
@@ -207,6 +209,11 @@ def _memfd() -> Check:
         hint = "use a kernel with CONFIG_MEMFD_CREATE"
         return Check("memfd", "memfd", is_needed=True, is_met=False, found=str(error), hint=hint)
     return Check("memfd", "memfd", is_needed=True, is_met=True, found="yes")
+
+
+def _inotify() -> Check:
+    limit = int(next(iter(_lines(_INOTIFY)), "0"))
+    return checks.judge_inotify(limit)
 
 
 def _ansible() -> Check:

@@ -46,6 +46,8 @@ CONSOLE_BYTES = 256 * 1024
 CONSOLE_TAIL_BYTES = 2000
 POLL_S = 0.01
 
+_HINT = "'toolkit doctor' says whether the host has room for more machines"
+
 
 @dataclass(frozen=True, slots=True)
 class ContainerOrder:
@@ -180,11 +182,12 @@ class Container:
         while not self._is_ready():
             if self.process is None:
                 raise OutsideError(
-                    f"{self._files.name} ended while starting: {self.console_tail()}"
+                    f"{self._files.name} ended while starting: {self.console_tail()}", hint=_HINT
                 )
             if time.monotonic() > deadline:
                 raise DeadlineExceeded(
-                    f"{self._files.name} is not up after {deadline_s:g} s: {self.console_tail()}"
+                    f"{self._files.name} is not up after {deadline_s:g} s: {self.console_tail()}",
+                    hint=_HINT,
                 )
             time.sleep(POLL_S)
 
