@@ -161,6 +161,10 @@ test-pythons: setup ## Run the unit tests on the oldest and the newest Python of
 	@eval "$$FUNCTIONS"
 	test_pythons
 
+.PHONY: test-contention
+test-contention: setup ## Let 20 operators roll at once, 20 times: half an hour
+	@TOOLKIT_EXHAUSTIVE=1 $(BIN)/python -m pytest -rA tests/faults/test_contention.py
+
 .PHONY: lint
 lint: setup ## Check style and types: ruff, mypy
 	@$(BIN)/ruff check .

@@ -145,6 +145,9 @@ class Pool(Protocol):
     def counters(self) -> Mapping[str, Counters]:
         """Return what was counted for each address in use, by address."""
 
+    def count_anew(self) -> None:
+        """Forget what was counted so far, also for response times, which are averages."""
+
     def drain(self, addresses: Collection[str]) -> None:
         """Let no new request reach the addresses; running ones go on."""
 

@@ -90,6 +90,7 @@ def run(
     is_checked: bool = True,
     max_output_bytes: int | None = MAX_OUTPUT_BYTES,
     on_output: Callable[[bytes], None] | None = None,
+    ends_family: bool = False,
 ) -> Completed:
     """Run a program to its end and return what it printed.
 
@@ -106,6 +107,7 @@ def run(
         is_checked: Raise when the exit code is not zero.
         max_output_bytes: Kept of each output; None for all, from programs that are trusted.
         on_output: Called with each piece of standard output as it comes.
+        ends_family: Whether what it leaves running is ended with it, wherever that has gone.
 
     Raises:
         OutsideError: The program is missing, or failed while `is_checked`.
@@ -131,6 +133,8 @@ def run(
         if process.poll() is None:
             _kill(process.pid, mark)
             process.wait()
+        elif ends_family:
+            end_marked(MARK, mark)
     completed = Completed(words, process.returncode, stdout, stderr, time.monotonic() - started)
     if is_checked and completed.exit_code != 0:
         detail = completed.error_text or completed.text.strip() or "it printed nothing"
@@ -168,7 +172,7 @@ def spawn(
     argv: Sequence[str | Path],
     *,
     env: Mapping[str, str],
-    log: Path,
+    log: Path | int,
     cwd: Path | None = None,
     pass_fds: Sequence[int] = (),
     is_marked: bool = False,
@@ -178,7 +182,8 @@ def spawn(
     Args:
         argv: Program and arguments.
         env: The whole environment of the child.
-        log: Takes its output; truncated first, readable by root alone.
+        log: Takes its output: a file that is truncated first and readable by root alone, or an
+            open descriptor of the caller's.
         cwd: Working directory.
         pass_fds: Descriptors that the child inherits.
         is_marked: Whether it belongs to this command until it drops the mark from its environment.
@@ -187,10 +192,12 @@ def spawn(
         OutsideError: The program is missing.
     """
     words = tuple(str(word) for word in argv)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    is_open = isinstance(log, int)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    descriptor = log if isinstance(log, int) else os.open(log, flags, 0o600)
     if is_marked:
         env = {**env, MARK: _new_mark()}
-    with os.fdopen(descriptor, "wb") as output:
+    with os.fdopen(descriptor, "wb", closefd=not is_open) as output:
         return _start(
             words, env=env, cwd=cwd, pass_fds=pass_fds, stdin=subprocess.DEVNULL, output=output
         ).pid

@@ -128,10 +128,27 @@ def exclusive(path: Path, *, doing: str) -> Iterator[None]:
         previous = parse_process(file.read().partition("\n")[2])
         if previous and not previous.is_alive:
             shell.end_children(previous)
-        file.truncate(0)
-        file.write(f"{doing} (process {os.getpid()})\n{identify(os.getpid())}")
-        file.flush()
+        content = f"{doing} (process {os.getpid()})\n{identify(os.getpid())}"
+        try:
+            file.truncate(0)
+            # Not through the file's buffer, which would be tried again when the file is closed.
+            os.write(file.fileno(), content.encode())
+        except OSError as error:
+            raise OutsideError(f"{path} could not be written: {error.strerror}") from None
         yield
+
+
+def make_durable(path: Path) -> Path:
+    """Make a directory below the state directory; return it.
+
+    Raises:
+        OutsideError: The file system refuses.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutsideError(f"{path} could not be made: {error.strerror}") from None
+    return path
 
 
 def make_private(path: Path) -> Path:
@@ -155,9 +172,9 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     Raises:
         OutsideError: The file system refuses; the old content is still there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)

@@ -21,6 +21,7 @@ HERE = Path(__file__).parent
 SHARED_PARTS = ("roles/base", "playbooks/bake.yml", "leak-exceptions.yml", ".gitignore")
 
 DOES_NOT_START, ERRORS, SLOW, HOSTILE = "no-start", "errors", "slow", "hostile"
+HANGS_UP, UNHEALTHY = "hangs-up", "unhealthy"
 VERSIONS: Mapping[str, tuple[str, str]] = {
     "v1": ("1", ""),
     "v2": ("2", ""),
@@ -28,6 +29,8 @@ VERSIONS: Mapping[str, tuple[str, str]] = {
     ERRORS: ("3", "errors"),
     SLOW: ("3", "slow"),
     HOSTILE: ("3", "hostile"),
+    HANGS_UP: ("3", "hangs-up"),
+    UNHEALTHY: ("3", "unhealthy"),
 }
 """Tag to the version that answers, and what is wrong with it; see `echo.py`."""
 

@@ -181,6 +181,17 @@ class PoolContract:
             assert after[address].requests - before[address].requests == answers.count(address)
             assert after[address].errors == before[address].errors
 
+    def test_counting_anew_forgets_what_was(self, pool: Pool, site: Site) -> None:
+        self.put_into_service(pool, site.machines[0])
+        for _ in range(5):
+            site.ask()
+        assert pool.counters()[site.machines[0]].requests >= 5
+        pool.count_anew()
+        counted = pool.counters()[site.machines[0]]
+        assert (counted.requests, counted.errors) == (0, 0)
+        site.ask()
+        assert pool.counters()[site.machines[0]].requests == 1
+
     def test_a_draining_machine_ends_what_it_has_and_gets_nothing_new(
         self, pool: Pool, site: Site
     ) -> None:

@@ -1,14 +1,13 @@
 """`up` brings back what the ledger says should run, whatever has become of it."""
 
-import os
 import shutil
-import signal
 import ssl
 import time
 
 import pytest
 
 from bench.load.process import LoadProcess
+from tests.support.breakage import kill_balancer
 from tests.support.traces import groups, leftovers, namespaces, processes
 from toolkit import shell
 from toolkit.machines import cgroups
@@ -23,17 +22,6 @@ pytestmark = pytest.mark.host
 
 def signed(site) -> list[str]:
     return [entry["message"] for entry in site.get("/api/entries").json()["entries"]]
-
-
-def kill_balancer(site) -> None:
-    balancers, _ = processes(site.state, site.state_id)
-    assert balancers
-    for line in balancers:
-        os.kill(int(line.split()[0]), signal.SIGKILL)
-    deadline = time.monotonic() + 10.0
-    while processes(site.state, site.state_id)[0]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_up_is_harmless_when_all_is_well(site):

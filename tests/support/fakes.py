@@ -161,6 +161,11 @@ class FakePool:
         self._need_reachable()
         return {p.address: Counters(p.requests, p.errors, 10.0) for p in self._used()}
 
+    def count_anew(self) -> None:
+        self._need_reachable()
+        for place in self._used():
+            place.requests = place.errors = 0
+
     def drain(self, addresses: Collection[str]) -> None:
         self._need_reachable()
         for place in self._used():

@@ -1,6 +1,5 @@
 """Garbage of the store, and machines past their time: what is used is never touched."""
 
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from tests.support.fakes import FakeSite, make_deployment, make_image, make_site
 from toolkit.ledger.ledger import open_ledger
 from toolkit.model import Image, Release
 from toolkit.roll import command, expire
+from toolkit.roll.lease import host_uptime
 from toolkit.roll.prepare import Wanted
 from toolkit.roll.site import Site
 from toolkit.store.collect import find_garbage
@@ -128,7 +128,7 @@ def test_warm_machines_stay_until_their_window_has_passed(fake: FakeSite) -> Non
     assert len(warm) == 2
     assert expire.retire(fake.site, is_dry_run=False) == []
 
-    fake.site.ledger.set_standing(sorted(warm), "warm", warm_until=time.time() - 1)
+    fake.site.ledger.set_standing(sorted(warm), "warm", warm_until=host_uptime() - 1)
     assert set(expire.retire(fake.site, is_dry_run=True)) == warm
     assert by_standing(fake, "warm") == warm
     assert set(expire.retire(fake.site, is_dry_run=False)) == warm

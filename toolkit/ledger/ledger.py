@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import socket
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,7 +53,7 @@ class MachineRecord:
             it is drained and kept for a quick way back.
         inputs: Digest over its configuration and the versions of its secrets.
         since: When it was first launched, seconds since the epoch.
-        warm_until: Until when it is kept warm, seconds since the epoch.
+        warm_until: Until when it is kept warm, seconds since the host's start, with which it ends.
     """
 
     name: str
@@ -138,7 +139,10 @@ class Ledger:
                     self._guard(connection)
                 yield connection
         except DatabaseError as error:
-            raise OutsideError(f"the ledger could not be used: {error.orig}") from None
+            raise OutsideError(
+                f"the ledger could not be used: {error.orig}",
+                hint="is the disk of the state directory full?" if _is_full(error) else None,
+            ) from None
 
     def append(
         self,
@@ -376,6 +380,12 @@ def operator() -> str:
     except (KeyError, OSError):
         user = str(os.getuid())
     return f"{user}@{socket.gethostname()}"
+
+
+def _is_full(error: DatabaseError) -> bool:
+    """Whether a full disk may be the reason; SQLite calls some of that an I/O error."""
+    code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+    return code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 
 
 def _configure(connection: Any, _record: Any) -> None:

@@ -5,6 +5,7 @@ Both machines and build machines are containers; what differs is in the order.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -39,8 +40,13 @@ NSPAWN = (
     "--notify-ready=yes",
 )
 
+CONSOLE_BYTES = 256 * 1024
+"""Kept of what the console prints, from its beginning; the kernel refuses what comes after it."""
+
 CONSOLE_TAIL_BYTES = 2000
 POLL_S = 0.01
+
+_HINT = "'toolkit doctor' says whether the host has room for more machines"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +79,14 @@ class Container:
 
     Args:
         cgroup: Its control group.
-        files: Path without suffix; `.pid`, `.log` and `.notify` are its runtime files.
+        files: Path without suffix; `.pid` and `.notify` are its runtime files.
     """
 
     def __init__(self, *, cgroup: str, files: Path) -> None:
         self._cgroup = cgroup
         self._files = files
         self._notify: socket.socket | None = None
+        self._console: int | None = None
 
     @property
     def pid_file(self) -> Path:
@@ -87,9 +94,17 @@ class Container:
         return self._files.with_name(self._files.name + ".pid")
 
     @property
-    def log(self) -> Path:
-        """The console's output."""
-        return self._files.with_name(self._files.name + ".log")
+    def console(self) -> bytes:
+        """What the console has printed; nothing once another process's container has ended."""
+        process = self.process
+        try:
+            if self._console is not None:
+                content = os.pread(self._console, CONSOLE_BYTES, 0)
+            else:
+                content = Path(f"/proc/{process.pid}/fd/1").read_bytes() if process else b""
+        except OSError:
+            content = b""
+        return content.rstrip(b"\0")
 
     @property
     def process(self) -> ProcessId | None:
@@ -140,11 +155,13 @@ class Container:
                 ],
             }
             descriptors.append(_memory_file("order", json.dumps(spec).encode()))
+            self._close_console()
+            self._console = _console()
             pid = shell.spawn(
                 ["unshare", "--mount", "--propagation=private", sys.executable, "-I", "-m",
                  "toolkit.machines.launcher", str(descriptors[-1])],
                 env=shell.environment(NOTIFY_SOCKET=str(path)),
-                log=self.log,
+                log=self._console,
                 pass_fds=descriptors,
                 is_marked=True,
             )  # fmt: skip
@@ -166,11 +183,12 @@ class Container:
         while not self._is_ready():
             if self.process is None:
                 raise OutsideError(
-                    f"{self._files.name} ended while starting: {self.console_tail()}"
+                    f"{self._files.name} ended while starting: {self.console_tail()}", hint=_HINT
                 )
             if time.monotonic() > deadline:
                 raise DeadlineExceeded(
-                    f"{self._files.name} is not up after {deadline_s:g} s: {self.console_tail()}"
+                    f"{self._files.name} is not up after {deadline_s:g} s: {self.console_tail()}",
+                    hint=_HINT,
                 )
             time.sleep(POLL_S)
 
@@ -213,15 +231,19 @@ class Container:
         if self._notify:
             self._notify.close()
             self._notify = None
+        self._close_console()
         for path in self._files.parent.glob(f"{self._files.name}.*"):
             path.unlink(missing_ok=True)
 
     def console_tail(self) -> str:
         """Return the end of what the console printed."""
-        try:
-            return self.log.read_bytes()[-CONSOLE_TAIL_BYTES:].decode(errors="replace").strip()
-        except OSError:
-            return "its console printed nothing"
+        text = self.console[-CONSOLE_TAIL_BYTES:].decode(errors="replace").strip()
+        return text or "its console printed nothing"
+
+    def _close_console(self) -> None:
+        if self._console is not None:
+            os.close(self._console)
+            self._console = None
 
     def _is_ready(self) -> bool:
         if self._notify is None:
@@ -241,6 +263,14 @@ class Container:
             return False
         asked = self.run(["systemctl", "is-system-running"], timeout_s=10, is_checked=False)
         return asked.text.strip() in {"running", "degraded"}
+
+
+def _console() -> int:
+    """Return a file in memory that takes so much and no more, however much is printed."""
+    descriptor = os.memfd_create("console", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, CONSOLE_BYTES)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+    return descriptor
 
 
 def _memory_file(name: str, content: bytes) -> int:

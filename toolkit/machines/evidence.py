@@ -91,14 +91,14 @@ class Subject:
     layers: Mapping[str, Path] = field(default_factory=dict)
 
 
-def gather(spool: Spool, *, init_pid: int, group: str, log: Path) -> None:
+def gather(spool: Spool, *, init_pid: int, group: str, console: bytes) -> None:
     """Put everything that a machine shows into a spool.
 
     Args:
         spool: Takes it.
         init_pid: Process id of the machine's init on this host.
         group: Its control group.
-        log: What its console printed.
+        console: What its console printed.
     """
     gather_processes(spool, {*cgroups.processes(group), *_namesakes(init_pid)})
     root = f"/proc/{init_pid}/root"
@@ -112,7 +112,7 @@ def gather(spool: Spool, *, init_pid: int, group: str, log: Path) -> None:
         max_output_bytes=None,
     )
     spool.add("journal", journal.stdout)
-    _add_file(spool, "console", str(log))
+    spool.add("console", console)
 
 
 def gather_processes(spool: Spool, pids: Iterable[int]) -> None:

@@ -15,7 +15,7 @@ from toolkit.machines.container import Container, ContainerOrder
 from toolkit.machines.evidence import Subject
 from toolkit.model import Image, LaunchOrder, Machine, MachineState
 from toolkit.network.namespaces import EnvironmentNetwork
-from toolkit.state import State, make_private, write_atomically
+from toolkit.state import State, make_durable, make_private, write_atomically
 
 SNAPSHOT_TIMEOUT_S = 600.0
 RENEW_TIMEOUT_S = 60.0
@@ -106,7 +106,7 @@ class NspawnProvider:
             if not target.exists():
                 partial = target.with_name(f".{target.name}.partial")
                 shutil.rmtree(partial, ignore_errors=True)
-                partial.parent.mkdir(parents=True, exist_ok=True)
+                make_durable(partial.parent)
                 shell.run(
                     ["cp", "--archive", "--reflink=auto", volume, partial],
                     env=shell.environment(),
@@ -152,7 +152,10 @@ class NspawnProvider:
             return None
         spool = evidence.Spool(machine.name)
         evidence.gather(
-            spool, init_pid=init_pid, group=f"{self._group}/{machine.name}", log=container.log
+            spool,
+            init_pid=init_pid,
+            group=f"{self._group}/{machine.name}",
+            console=container.console,
         )
         volumes = self._state.volumes(self._environment).glob(f"{machine.role}-*")
         layers = self._find_image(machine.image).layers
@@ -261,8 +264,7 @@ class NspawnProvider:
         arguments = [f"--network-namespace-path=/run/netns/{self.namespace(order.name)}"]
         volumes = self._state.volumes(self._environment)
         for volume, mountpoint in order.volumes.items():
-            path = volumes / f"{order.role}-{volume}"
-            path.mkdir(parents=True, exist_ok=True)
+            path = make_durable(volumes / f"{order.role}-{volume}")
             arguments.append(f"--bind={path}:{mountpoint}")
         return ContainerOrder(
             name=order.name.replace("_", "-"),  # a host name has no underscore

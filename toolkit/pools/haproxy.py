@@ -80,6 +80,9 @@ class HaproxyProcess:
     def ensure(self, config_text: str) -> None:
         """Have HAProxy run with this configuration; every slot stays as it is.
 
+        One that runs but takes no commands, since it hangs or its socket was removed, is ended and
+        started anew: a reload would take over its listening sockets and make no new file.
+
         Raises:
             ConfigurationError: A public port is taken.
             OutsideError: HAProxy refused; the message has its own words.
@@ -91,9 +94,14 @@ class HaproxyProcess:
             # The environment's network was made anew under it; nothing of it can be reached.
             self._end(pid, deadline_s=0)
             pid = None
+        loaded = self._answer() if pid is not None else None
+        if pid is not None and loaded is None:
+            self._keep_state()
+            self._end(pid, deadline_s=0)
+            pid = None
         if pid is None:
             self.start(config_text)
-        elif self._patiently(self._loaded_digest) != _digest(config_text):
+        elif loaded != _digest(config_text):
             self._reload(config_text)
 
     def start(self, config_text: str) -> None:
@@ -158,6 +166,22 @@ class HaproxyProcess:
     def leaving_workers(self) -> Sequence[HaproxySocket]:
         """Return where the workers take commands that a reload has replaced but not yet ended."""
         return [self._worker(pid) for pid in self._patiently(self._processes).leaving]
+
+    def _answer(self) -> str | None:
+        """Return which configuration the worker runs; None when it does not say so for long."""
+        try:
+            return self._patiently(self._loaded_digest)
+        except OutsideError:
+            return None
+
+    def _keep_state(self) -> None:
+        """Remember the slots as the worker has them, if it can still be reached by its master."""
+        try:
+            for pid in self._processes().current:
+                self.remember(self._worker(pid).ask(["show servers state"]))
+        except OutsideError:
+            # What was remembered after the last change has to do.
+            return
 
     def _launch(self, config_text: str, namespace: str) -> None:
         if not self._state_file.exists():

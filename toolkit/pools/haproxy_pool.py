@@ -192,7 +192,8 @@ class HaproxyPool:
     def counters(self) -> Mapping[str, Counters]:
         """Return HAProxy's own counters by address; see `toolkit.ports.Pool`.
 
-        They go on counting when a slot changes hands: compare two readings.
+        They go on counting when a slot changes hands: compare two readings. Response times are an
+        average over a slot's last requests, whoever answered them: see `count_anew`.
         """
         answer = self._balancer.admin.ask([f"show stat {self._backend} 4 -1"])
         rows = {row["svname"]: row for row in haproxy_socket.parse_stat(answer)}
@@ -205,6 +206,13 @@ class HaproxyPool:
             for slot in self._slots()
             if slot.is_taken
         }
+
+    def count_anew(self) -> None:
+        """Have all counters begin at zero; see `toolkit.ports.Pool`.
+
+        HAProxy can do that for all its pools at once only.
+        """
+        self._balancer.admin.ask(["clear counters all"])
 
     def drain(self, addresses: Collection[str]) -> None:
         """Let no new request reach the addresses; see `toolkit.ports.Pool`.

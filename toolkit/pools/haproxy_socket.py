@@ -25,6 +25,8 @@ ADMIN_DRAIN: Final = 0x08 | 0x10
 OPERATION_STOPPED: Final = "0"
 
 _FINGERPRINT: Final = re.compile(r"^SHA1 FingerPrint: ([0-9A-Fa-f]{40})$", re.MULTILINE)
+_HINT: Final = "'toolkit up' starts a balancer anew that takes no commands"
+
 _STATE_HEADER: Final = "# be_id "
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024
 
@@ -110,11 +112,11 @@ class HaproxySocket:
                     answer += chunk
         except TimeoutError:
             raise DeadlineExceeded(
-                f"haproxy at {self.path} did not answer within {self.timeout_s:g} s"
+                f"haproxy at {self.path} did not answer within {self.timeout_s:g} s", hint=_HINT
             ) from None
         except OSError as error:
             raise OutsideError(
-                f"haproxy at {self.path} cannot be reached: {error.strerror or error}"
+                f"haproxy at {self.path} cannot be reached: {error.strerror or error}", hint=_HINT
             ) from error
         if not answer:
             raise OutsideError(f"haproxy at {self.path} hung up without an answer")

@@ -15,6 +15,7 @@ from toolkit.model import LaunchOrder, MachineState, SmokeCheck
 from toolkit.ports import HookRunner, MachineProvider, Pool, SmokeRunner
 from toolkit.progress import Progress
 from toolkit.project.model import Timeouts
+from toolkit.roll import lease
 from toolkit.roll.journal import DONE
 from toolkit.roll.plan import Effect, RollPlan, Step, step_from_data
 from toolkit.roll.watch import Thresholds, difference, judge
@@ -215,6 +216,8 @@ class Effects:
         new = self._addresses([name for name in one.machines if name in self._order.plan.new])
         old = self._addresses([name for name in one.machines if name in self._order.plan.old])
         pool = self._crew.pool
+        # The response times of a place are those of whoever had it before, too.
+        pool.count_anew()
         start, began = pool.counters(), time.monotonic()
         healthy_at, renewed_at = began, began
         while (now := time.monotonic()) - began < float(one.argument or 0):
@@ -255,7 +258,7 @@ class Effects:
 
     def keep_warm(self, one: Step, _observed: dict[str, Any]) -> None:
         """Keep the machines, drained, for a quick way back."""
-        until = time.time() + float(one.argument or 0)
+        until = lease.host_uptime() + float(one.argument or 0)
         self._crew.ledger.set_standing(list(one.machines), "warm", warm_until=until)
 
     def deregister(self, one: Step, _observed: dict[str, Any]) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from toolkit.ledger.ledger import Ledger, MachineRecord
 from toolkit.model import MachineState
-from toolkit.roll.lease import Lease
+from toolkit.roll.lease import Lease, host_uptime
 from toolkit.roll.prepare import previous_roll
 from toolkit.roll.recover import find_orphans, remove_orphans
 from toolkit.roll.site import Site
@@ -59,7 +58,7 @@ def _find_expired(site: Site) -> list[MachineRecord]:
     name = site.environment.name
     if site.ledger.unfinished_rolls(name):
         return []
-    now = time.time()
+    now = host_uptime()
     running = {
         one.name for one in site.provider.machines() if one.state is not MachineState.STOPPED
     }

@@ -126,7 +126,7 @@ def _acquire(ledger: Ledger, environment: str, doing: str, *, wait_s: float, for
 def _take(connection: Connection, environment: str, doing: str, *, for_s: float) -> int:
     table = tables.leases
     process = identify(os.getpid()) or ProcessId(os.getpid(), 0, "")
-    now, uptime = time.time(), _uptime()
+    now, uptime = time.time(), host_uptime()
     row = (
         connection.execute(select(table).where(table.c.environment == environment))
         .mappings()
@@ -179,7 +179,7 @@ def _renew(connection: Connection, environment: str, epoch: int, *, for_s: float
     done = connection.execute(
         update(table)
         .where(table.c.environment == environment, table.c.epoch == epoch)
-        .values(expires=time.time() + for_s, expires_uptime=_uptime() + for_s)
+        .values(expires=time.time() + for_s, expires_uptime=host_uptime() + for_s)
     )
     if done.rowcount != 1:
         raise LeaseHeld(
@@ -203,5 +203,6 @@ def _release(ledger: Ledger, environment: str, epoch: int) -> None:
         return
 
 
-def _uptime() -> float:
+def host_uptime() -> float:
+    """Return the seconds since this host's start, which nobody can set."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)

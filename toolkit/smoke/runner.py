@@ -151,6 +151,7 @@ class PytestRunner:
                 timeout_s=max(deadline - began, 0.1),
                 cwd=scratch,
                 is_checked=False,
+                ends_family=True,
             )  # fmt: skip
         except DeadlineExceeded:
             late = SmokeCheck(

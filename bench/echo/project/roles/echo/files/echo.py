@@ -5,6 +5,8 @@
     no-start    it ends at once
     errors      every twentieth answer is a 500, but neither of health checks nor of smoke tests
     slow        answers take 0.2 s, but neither health checks nor smoke tests
+    hangs-up    as `errors`, but the connection is closed without an answer
+    unhealthy   the balancer's health check gets a 503
     hostile     it prints without end: escape codes, and what looks like events of Ansible's
 """
 
@@ -37,9 +39,19 @@ class Handler(BaseHTTPRequestHandler):
         is_checked = self.path in ("/healthz", "/smoke")
         if VERSION["fault"] == "slow" and not is_checked:
             time.sleep(0.2)
-        is_bad = VERSION["fault"] == "errors" and not is_checked and next(self.requests) % 20 == 0
+        is_bad = (
+            VERSION["fault"] in ("errors", "hangs-up")
+            and not is_checked
+            and next(self.requests) % 20 == 0
+        )
+        if is_bad and VERSION["fault"] == "hangs-up":
+            self.close_connection = True
+            return
+        status = 500 if is_bad else 200
+        if VERSION["fault"] == "unhealthy" and self.path == "/healthz":
+            status = 503
         body = json.dumps({"version": VERSION["version"], "starts": self.starts}).encode()
-        self.send_response(500 if is_bad else 200)
+        self.send_response(status)
         self.send_header("X-Version", VERSION["version"])
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -55,12 +67,17 @@ class Server(ThreadingHTTPServer):
 
 
 def shout() -> None:
-    with Path("/dev/console").open("w") as console:
-        while True:
-            console.write(HOSTILE * 100)
-            console.flush()
-            os.write(1, HOSTILE.encode() * 100)
-            time.sleep(0.05)
+    while True:
+        # A machine has no console of its own; init's was closed long ago.
+        for path in ("/dev/console", "/proc/1/fd/1", "/proc/1/fd/2"):
+            try:
+                console = os.open(path, os.O_WRONLY)
+                os.write(console, HOSTILE.encode() * 100)
+                os.close(console)
+            except OSError:
+                continue
+        os.write(1, HOSTILE.encode() * 100)
+        time.sleep(0.05)
 
 
 def main() -> None:

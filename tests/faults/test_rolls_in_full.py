@@ -1,0 +1,210 @@
+"""Drift, hooks and the stateful role, on real machines."""
+
+import json
+import signal
+from collections.abc import Callable
+
+import pytest
+import yaml
+
+from bench.echo import DOES_NOT_START, define, set_note
+from examples.command import Toolkit
+from tests.support.breakage import is_plain, serving, settle
+from tests.support.site import EchoSite
+from tests.support.traces import leftovers
+from toolkit import faults
+
+pytestmark = pytest.mark.host
+
+HOOK = """---
+- name: Count
+  hosts: all
+  gather_facts: false
+  tasks:
+    - name: Add a line
+      ansible.builtin.lineinfile:
+        path: /run/hooks
+        line: "{name} {{{{ lookup('pipe', 'date +%s%N') }}}}"
+        create: true
+        mode: "0644"
+"""
+
+
+@pytest.fixture(scope="module")
+def site(new_echo: Callable[[], EchoSite]) -> EchoSite:
+    site = new_echo()
+    site.start("v1")
+    for version in ("v2", DOES_NOT_START):
+        site.bake(version)
+    return site
+
+
+def killed_at(site: EchoSite, failpoint: str, *words: str) -> None:
+    toolkit = Toolkit(
+        site.toolkit.project,
+        site.toolkit.state,
+        prefix=["env", f"{faults.VARIABLE}={failpoint}"],
+    )
+    assert toolkit.run(*words).exit_code == -signal.SIGKILL
+
+
+def test_what_was_changed_by_hand_is_told_and_put_right_only_when_asked(site):
+    settle(site, "v1")
+    before = site.snapshots(), serving(site)
+    first, second = serving(site)
+    with site.opened() as opened:
+        pool = opened.pools["echo"]
+        address = {one.name: one.address for one in opened.provider.machines()}
+        pool.drain([address[first]])
+        pool.deregister([address[second]])
+        # Something that nobody knows has a place.
+        pool.register(["10.90.0.99"])
+        by_hand = pool.snapshot()
+    told = site.toolkit.run("status", site.environment)
+    assert told.exit_code == 0
+    notes = [json.loads(line)["step"] for line in told.stderr.splitlines()]
+    for sentence in (
+        f"{first} is meant to serve, and the balancer has it drained",
+        f"{second} is meant to serve, and has no place in the pool",
+        "10.90.0.99",
+        "'toolkit up development --repair' puts this right",
+    ):
+        assert any(sentence in note for note in notes), (sentence, notes)
+    [state] = [one for one in told.data if one["role"] == "echo"]
+    assert state["pool"]["serving"] == [] and state["pool"]["draining"] == [first]
+    # A plain status, a plan or smoke tests leave it alone; so does `up` with what is drained.
+    site.toolkit.run("plan", site.environment, "echo")
+    assert site.snapshots()["echo"] == by_hand
+    assert is_plain(site.toolkit.run("up", site.environment), 0)
+    assert first not in serving(site)
+    assert "10.90.0.99" in site.snapshots()["echo"]
+
+    data = site.toolkit.result("up", site.environment, "--repair")
+    assert first in data["machines"]
+    assert serving(site) == before[1]
+    assert places_of(site.snapshots()["echo"]) == places_of(before[0]["echo"])
+    assert site.snapshots()["keeper"] == before[0]["keeper"]
+    assert json_notes(site.toolkit.run("status", site.environment)) == []
+
+
+def places_of(snapshot: str) -> list[str]:
+    return sorted(line.partition(" ")[2] for line in snapshot.splitlines())
+
+
+def json_notes(answer) -> list[str]:
+    return [json.loads(line)["step"] for line in answer.stderr.splitlines()]
+
+
+@pytest.fixture
+def hooks(site: EchoSite):
+    """A playbook before traffic and one after; both run in the first new machine."""
+    service = site.project.root / "service.yml"
+    text = service.read_text()
+    document = yaml.safe_load(text)
+    document["roles"]["echo"]["hooks"] = {"before": "before.yml", "after": "after.yml"}
+    service.write_text(yaml.safe_dump(document))
+    for name in ("before", "after"):
+        (site.project.root / "playbooks" / f"{name}.yml").write_text(HOOK.format(name=name))
+    yield
+    service.write_text(text)
+
+
+@pytest.mark.parametrize(
+    "failpoint",
+    [
+        "roll.hook.committed",
+        pytest.param("roll.register.acted", marks=pytest.mark.exhaustive),
+        "roll.drain.committed",
+        pytest.param("roll.hook.committed:2", marks=pytest.mark.exhaustive),
+    ],
+)
+def test_hooks_run_once_also_when_the_roll_is_killed(site, hooks, failpoint):
+    settle(site, "v1")
+    set_note(site.project, "echo", failpoint)
+    words = ("roll", site.environment, "echo", "--image", site.image("v1", "echo"))
+    killed_at(site, failpoint, *words)
+    [result] = site.toolkit.result("resume", site.environment)
+    assert result["outcome"] == "rolled"
+    first = result["machines"][0]
+    lines = site.run_inside(first, "cat", "/run/hooks").text.splitlines()
+    assert [line.split()[0] for line in lines] == ["before", "after"]
+    with site.opened() as opened:
+        skipped = [
+            entry["data"]["skipped"]
+            for entry in opened.ledger.roll_entries(result["roll"])
+            if entry["kind"] == "effect.done" and entry["data"]["effect"] == "hook"
+        ]
+    assert skipped.count(False) == 2
+
+
+def test_a_hook_that_fails_before_traffic_discards_the_roll(site, hooks):
+    settle(site, "v1")
+    before = site.snapshots(), site.machines()
+    playbook = site.project.root / "playbooks" / "before.yml"
+    playbook.write_text(playbook.read_text().replace("/run/hooks", "/no/such/directory/hooks"))
+    set_note(site.project, "echo", "a hook that fails")
+    answer = site.roll("echo", "v1")
+    assert is_plain(answer, 4)
+    assert "hook before.yml, task 'Add a line' failed" in answer.error["error"]
+    assert (site.snapshots(), site.machines()) == before
+
+
+def starts(site: EchoSite) -> int:
+    """Return what the keeper has counted on its volume, asking it as other machines do."""
+    [name] = serving(site, "keeper")
+    program = (
+        "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8080/').read().decode())"
+    )
+    answer = json.loads(site.run_inside(name, "python3", "-c", program).text)
+    return int(answer["starts"])
+
+
+def test_a_stateful_role_goes_back_to_the_old_image_with_its_data(site):
+    define(site.project, keeper={"snapshot": True})
+    before = starts(site)
+    [old] = serving(site, "keeper")
+    image = site.status()["keeper"]["image"]
+    volume = site.state / "environments" / site.environment / "volumes" / "keeper-data"
+    (volume / "precious").write_text("data")
+
+    answer = site.roll("keeper", DOES_NOT_START)
+
+    assert is_plain(answer, 4)
+    assert answer.data["outcome"] == "discarded"
+    status = site.status()["keeper"]
+    assert status["image"] == image
+    assert status["pool"]["serving"] == [old]
+    assert starts(site) == before + 1
+    assert site.run_inside(old, "cat", "/var/lib/echo/precious").text == "data"
+    # The roll says how long nobody was served, and has copied the volume first.
+    assert 0 < answer.data["downtime_s"] < answer.data["seconds"]["total"]
+    [copy] = (site.state / "environments" / site.environment / "snapshots").iterdir()
+    assert (copy / "precious").read_text() == "data"
+    assert int((copy / "starts").read_text()) == before
+    print(f"\ndowntime {answer.data['downtime_s']:.1f} s")
+
+
+@pytest.mark.parametrize("way_on", ["resume", "abort"])
+def test_a_stateful_roll_that_is_killed_between_two_machines(site, way_on):
+    define(site.project, keeper={"snapshot": None})
+    before = starts(site)
+    set_note(site.project, "keeper", way_on)
+    words = ("roll", site.environment, "keeper", "--image", site.image("v1", "keeper"))
+    killed_at(site, "roll.launch.committed", *words)
+    assert serving(site, "keeper") == []
+    [result] = site.toolkit.result(way_on, site.environment)
+    assert result["outcome"] == ("rolled" if way_on == "resume" else "discarded")
+    # The new one has started once; on the way back the old one has, too.
+    assert starts(site) == before + (1 if way_on == "resume" else 2)
+    assert len(site.machines()) == 3
+
+
+def test_a_dead_machine_is_drift_too(site):
+    settle(site, "v1")
+    name = serving(site)[0]
+    site.kill_machine(name)
+    notes = json_notes(site.toolkit.run("status", site.environment))
+    assert f"development: {name} is meant to run, and does not" in notes
+    assert site.toolkit.result("up", site.environment)["machines"] == [name]
+    assert len(serving(site)) == 2
+    assert leftovers(site.state, site.state_id, site.machines(), site.environment) == []
