@@ -100,6 +100,7 @@ def roll(siege: Siege, role: str, image: str) -> None:
 
 def prepare(siege: Siege, scenario: Scenario) -> None:
     """Have what the scenario needs: the definition, and warm machines or none."""
+    siege.settle()
     siege.set_hooks()
     role = scenario.role
     # Machines that are warm make room in any roll; those of the version before are kept.

@@ -100,6 +100,14 @@ class Siege:
             self.images[version] = dict(self.site.bake(version)["images"])
         return self.images[version][role]
 
+    def settle(self) -> None:
+        """Go back from what an earlier case has left, if that failed."""
+        with self.site.opened() as opened:
+            is_unfinished = opened.ledger.unfinished_rolls(self.site.environment)
+        if is_unfinished:
+            self.site.toolkit.run("abort", self.site.environment)
+            self.forget_failures()
+
     def killed_at(self, point: str, *words: str) -> Answer:
         """Run a command that kills itself at a failpoint."""
         return killed_at(self.site, point, *words)
