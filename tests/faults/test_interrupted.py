@@ -89,7 +89,7 @@ def slow(siege: Siege, what: str) -> Iterator[None]:
     finally:
         flag.unlink(missing_ok=True)
         if what == "hook":
-            playbook.write_text(PLAYBOOK.format(argv="true"))
+            playbook.write_text(PLAYBOOK.format(argv="/bin/true"))
 
 
 def until(is_so: Callable[[], object], running: Running) -> None:
