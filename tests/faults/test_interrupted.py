@@ -15,7 +15,7 @@ import pytest
 from examples.command import Running
 from tests.support.siege import Siege, besieged, outcomes
 from tests.support.site import EchoSite
-from tests.support.traces import processes
+from tests.support.traces import namespaces
 from toolkit.errors import EXIT_INTERRUPTED
 
 pytestmark = pytest.mark.host
@@ -59,9 +59,19 @@ def siege(
 
 
 def sleepers(siege: Siege) -> list[str]:
-    """Return what sleeps inside a machine and was started from outside."""
-    _, others = processes(siege.site.state, siege.site.state_id)
-    return [line for line in others if SLEEP in line]
+    """Return what sleeps inside a machine, whichever control group it is in."""
+    names = namespaces(siege.site.state_id)
+    spaces = {Path(f"/run/netns/{name}").stat().st_ino for name in names}
+    wanted, found = SLEEP.replace(" ", "\0").encode(), []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes()
+            is_inside = (entry / "ns" / "net").stat().st_ino in spaces
+        except OSError:
+            continue
+        if is_inside and words == wanted + b"\0":
+            found.append(entry.name)
+    return found
 
 
 @contextmanager
@@ -79,7 +89,7 @@ def slow(siege: Siege, what: str) -> Iterator[None]:
     finally:
         flag.unlink(missing_ok=True)
         if what == "hook":
-            playbook.write_text(PLAYBOOK.format(argv="true"))
+            playbook.write_text(PLAYBOOK.format(argv="/bin/true"))
 
 
 def until(is_so: Callable[[], object], running: Running) -> None:
@@ -90,8 +100,17 @@ def until(is_so: Callable[[], object], running: Running) -> None:
         time.sleep(0.02)
 
 
-def start(siege: Siege, image: str) -> Running:
-    return siege.site.toolkit.start("roll", siege.site.environment, "echo", "--image", image)
+@contextmanager
+def started(siege: Siege) -> Iterator[Running]:
+    """Start a roll; end it if the test does not."""
+    siege.settle()
+    words = ("roll", siege.site.environment, "echo", "--image", siege.other())
+    running = siege.site.toolkit.start(*words)
+    try:
+        yield running
+    finally:
+        running.send(signal.SIGKILL)
+        running.wait()
 
 
 def take_up(siege: Siege, recovery: str) -> None:
@@ -109,10 +128,10 @@ def take_up(siege: Siege, recovery: str) -> None:
 def test_once_stops_at_the_next_safe_point(recovery, siege):
     siege.check_load()
     with siege.watched() as watch:
-        running = start(siege, siege.other())
-        until(lambda: '"started", "step": "smoke' in running.stderr, running)
-        running.send(signal.SIGINT)
-        answer = running.wait()
+        with started(siege) as running:
+            until(lambda: '"started", "step": "smoke' in running.stderr, running)
+            running.send(signal.SIGINT)
+            answer = running.wait()
         assert answer.exit_code == EXIT_INTERRUPTED
         # The step that was under way was finished, and no other begun.
         assert '"finished", "step": "smoke' in answer.stderr
@@ -130,8 +149,7 @@ def test_once_stops_at_the_next_safe_point(recovery, siege):
 def test_twice_stops_now(what, recovery, siege):
     siege.check_load()
     with siege.watched() as watch:
-        with slow(siege, what):
-            running = start(siege, siege.other())
+        with slow(siege, what), started(siege) as running:
             until(lambda: sleepers(siege), running)
             running.send(signal.SIGINT)
             until(lambda: "once more stops now" in running.stderr, running)
@@ -152,8 +170,7 @@ def test_twice_stops_now(what, recovery, siege):
 def test_what_a_killed_toolkit_left_running_ends_with_the_recovery(what, recovery, siege):
     siege.check_load()
     with siege.watched() as watch:
-        with slow(siege, what):
-            running = start(siege, siege.other())
+        with slow(siege, what), started(siege) as running:
             until(lambda: sleepers(siege), running)
             running.send(signal.SIGKILL)
             assert running.wait().exit_code == -signal.SIGKILL

@@ -14,7 +14,7 @@ import pytest
 
 from bench.echo import DOES_NOT_START, ERRORS
 from tests.faults.cases import ROLLS, Case, cases_of
-from tests.support.siege import RECOVERY_S, Siege, besieged, outcomes
+from tests.support.siege import Siege, besieged, outcomes, recovery_limit_s
 from tests.support.site import EchoSite
 
 pytestmark = pytest.mark.host
@@ -100,6 +100,7 @@ def roll(siege: Siege, role: str, image: str) -> None:
 
 def prepare(siege: Siege, scenario: Scenario) -> None:
     """Have what the scenario needs: the definition, and warm machines or none."""
+    siege.settle()
     siege.set_hooks()
     role = scenario.role
     # Machines that are warm make room in any roll; those of the version before are kept.
@@ -142,7 +143,7 @@ def test_killed(case: Case, siege: Siege):
     is_back = case.recovery == "abort" or scenario.ending != "rolled"
     siege.check_capacity(watch)
     assert outcomes(answer)[0] in ({"rolled-back", "discarded"} if is_back else {"rolled"}), answer
-    assert seconds < RECOVERY_S
+    assert seconds < recovery_limit_s()
     siege.check_settled(image=before if is_back else target, role=role, capacity=scenario.capacity)
     if scenario.version == ERRORS:
         siege.forget_failures()

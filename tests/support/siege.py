@@ -1,6 +1,7 @@
 """An environment that is killed at again and again: under load, and watched all the time."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from toolkit.roll.observe import drift
 SAMPLE_S = 0.03
 RATE = 40.0
 RECOVERY_S = 30.0
+"""On a host that has nothing else to do."""
 SETTLE_S = 10.0
 
 SETTINGS = {
@@ -97,6 +99,14 @@ class Siege:
         if version not in self.images:
             self.images[version] = dict(self.site.bake(version)["images"])
         return self.images[version][role]
+
+    def settle(self) -> None:
+        """Go back from what an earlier case has left, if that failed."""
+        with self.site.opened() as opened:
+            is_unfinished = opened.ledger.unfinished_rolls(self.site.environment)
+        if is_unfinished:
+            self.site.toolkit.run("abort", self.site.environment)
+            self.forget_failures()
 
     def killed_at(self, point: str, *words: str) -> Answer:
         """Run a command that kills itself at a failpoint."""
@@ -188,6 +198,11 @@ def besieged(site: EchoSite, directory: Path) -> Iterator[Siege]:
     with LoadProcess(settings, directory) as load:
         load.wait_for(requests_done=20)
         yield Siege(site, load)
+
+
+def recovery_limit_s() -> float:
+    """Return how long a recovery may take on a host that may be busy with other work."""
+    return RECOVERY_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def killed_at(lab: Lab, point: str, *words: str) -> Answer:
