@@ -228,7 +228,7 @@ def full(new_echo: Callable[[], EchoSite]) -> Iterator[FullSite]:
         full.remove()
 
 
-SAMPLES = (0, 8, 30, 75, 130)
+SAMPLES = (0, 30, 75, 130)
 """Free pages, of which a roll takes about 200."""
 
 

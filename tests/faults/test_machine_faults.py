@@ -185,7 +185,7 @@ def runtime_files(site: EchoSite) -> list[Path]:
     return [path for path in Path("/run/toolkit", site.state_id).rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("is_json", [True, False])
+@pytest.mark.parametrize("is_json", [pytest.param(True, marks=pytest.mark.exhaustive), False])
 def test_what_a_failing_smoke_test_repeats_cannot_drive_the_terminal(site, is_json):
     settle(site, "v1", timeouts=QUICK)
     before = site.snapshots()

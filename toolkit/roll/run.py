@@ -146,12 +146,14 @@ class Roll:
         data = step_to_data(one)
         data.pop("effect")
         began = time.monotonic()
-        with (
-            step(self._crew.progress, _describe(one)),
-            self._journal.effect(one.effect.value, data) as observed,
-        ):
-            self._effects.do(one, observed)
-        self.report.seconds[one.effect.value] += time.monotonic() - began
+        try:
+            with (
+                step(self._crew.progress, _describe(one)),
+                self._journal.effect(one.effect.value, data) as observed,
+            ):
+                self._effects.do(one, observed)
+        finally:
+            self.report.seconds[one.effect.value] += time.monotonic() - began
 
     def _has_entry(self, kind: str) -> bool:
         entries = self._crew.ledger.roll_entries(self._order.id)
