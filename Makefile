@@ -150,7 +150,7 @@ test-fast: setup lint ## Run what takes seconds: lint and the unit tests
 
 .PHONY: test-faults
 test-faults: setup ## Kill every command before and after every effect (hours; ARGS="-k rolling" for a part)
-	@TOOLKIT_TEST_FAULTS=all $(BIN)/python -m pytest --durations 10 tests/faults $(ARGS)
+	@TOOLKIT_EXHAUSTIVE=1 $(BIN)/python -m pytest --durations 10 tests/faults $(ARGS)
 
 .PHONY: test-chaos
 test-chaos: setup ## Cut random commands short, N times; SEED repeats the choices of a run

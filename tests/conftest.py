@@ -49,12 +49,20 @@ def baked_echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BakedEcho]:
 @pytest.fixture(scope="module")
 def new_echo(
     baked_echo: BakedEcho, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[], EchoSite]]:
-    """Return a maker of sites that run `echo`, with a state directory and a port of their own."""
+) -> Iterator[Callable[..., EchoSite]]:
+    """Return a maker of sites for `echo`, with a state directory and a port of their own.
+
+    Its first argument is the version that the site's environment runs, none if that is to be
+    started later; the others are baked besides.
+    """
     made: list[EchoSite] = []
 
-    def make() -> EchoSite:
+    def make(running: str | None = None, *baked: str) -> EchoSite:
         made.append(EchoSite(tmp_path_factory.mktemp("site") / "s", baked_echo))
+        if running:
+            made[-1].start(running)
+        for version in baked:
+            made[-1].bake(version)
         return made[-1]
 
     yield make

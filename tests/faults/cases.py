@@ -1,7 +1,7 @@
 """Where each command is killed: the table that the tests of this directory are made from.
 
 A case is named `SCENARIO-EFFECT[:COUNT].MOMENT-RECOVERY`, and can be run by that name.
-`TOOLKIT_TEST_FAULTS=all` runs all of them; without it, as many as show each effect and each
+`TOOLKIT_EXHAUSTIVE=1` runs all of them; without it, as many as show each effect and each
 scenario once.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from toolkit.faults import EFFECTS, MOMENTS
 
-IS_EXHAUSTIVE = os.environ.get("TOOLKIT_TEST_FAULTS") == "all"
+IS_EXHAUSTIVE = bool(os.environ.get("TOOLKIT_EXHAUSTIVE"))
 
 RECOVERIES = ("resume", "abort")
 

@@ -23,12 +23,8 @@ CANARY = {"machines": 1, "percent": 100, "watch_s": LIMIT_S}
 
 
 @pytest.fixture(scope="module")
-def site(new_echo: Callable[[], EchoSite]) -> EchoSite:
-    site = new_echo()
-    site.start("v1")
-    for version in ("v2", ERRORS, SLOW):
-        site.bake(version)
-    return site
+def site(new_echo: Callable[..., EchoSite]) -> EchoSite:
+    return new_echo("v1", "v2", ERRORS, SLOW)
 
 
 @contextmanager

@@ -27,11 +27,8 @@ SOAK = {"soak": {"seconds": 3}}
 
 
 @pytest.fixture(scope="module")
-def site(new_echo: Callable[[], EchoSite]) -> EchoSite:
-    site = new_echo()
-    site.start("v1")
-    site.bake("v2")
-    return site
+def site(new_echo: Callable[..., EchoSite]) -> EchoSite:
+    return new_echo("v1", "v2")
 
 
 def stop(site: EchoSite) -> None:

@@ -102,11 +102,8 @@ def test_twenty_processes_contend_for_a_lease_twenty_times(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def site(new_echo: Callable[[], EchoSite]) -> EchoSite:
-    site = new_echo()
-    site.start("v1")
-    site.bake("v2")
-    return site
+def site(new_echo: Callable[..., EchoSite]) -> EchoSite:
+    return new_echo("v1", "v2")
 
 
 def epoch(site: EchoSite) -> int:

@@ -220,7 +220,7 @@ class FullSite:
 
 
 @pytest.fixture(scope="module")
-def full(new_echo: Callable[[], EchoSite]) -> Iterator[FullSite]:
+def full(new_echo: Callable[..., EchoSite]) -> Iterator[FullSite]:
     full = FullSite(new_echo())
     try:
         yield full

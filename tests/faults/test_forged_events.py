@@ -36,7 +36,7 @@ def forged(event: str, name: str, **data: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def site(new_echo: Callable[[], EchoSite]) -> EchoSite:
+def site(new_echo: Callable[..., EchoSite]) -> EchoSite:
     site = new_echo()
     site.bake("v1")
     site.project.check_out("v1")

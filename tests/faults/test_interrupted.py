@@ -47,7 +47,7 @@ PLAYBOOK = """
 
 @pytest.fixture(scope="module")
 def siege(
-    new_echo: Callable[[], EchoSite], tmp_path_factory: pytest.TempPathFactory
+    new_echo: Callable[..., EchoSite], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Siege]:
     with besieged(new_echo(), tmp_path_factory.mktemp("load")) as siege:
         flag = siege.site.directory / "slow"

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.host
 
 
 @pytest.fixture(scope="module")
-def siege(new_echo: Callable[[], EchoSite]) -> Siege:
+def siege(new_echo: Callable[..., EchoSite]) -> Siege:
     site = new_echo()
     site.start("v1")
     return Siege(site)

@@ -21,7 +21,7 @@ ROTATION_S = 120.0
 
 @pytest.fixture(scope="module")
 def siege(
-    new_echo: Callable[[], EchoSite], tmp_path_factory: pytest.TempPathFactory
+    new_echo: Callable[..., EchoSite], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Siege]:
     with besieged(new_echo(), tmp_path_factory.mktemp("load")) as siege:
         yield siege

@@ -59,12 +59,8 @@ def test_is_rude(host):
 
 
 @pytest.fixture(scope="module")
-def site(new_echo: Callable[[], EchoSite]) -> EchoSite:
-    site = new_echo()
-    site.start("v1")
-    for version in ("v2", HOSTILE, UNHEALTHY):
-        site.bake(version)
-    return site
+def site(new_echo: Callable[..., EchoSite]) -> EchoSite:
+    return new_echo("v1", "v2", HOSTILE, UNHEALTHY)
 
 
 def new_machines(site: EchoSite) -> list[str]:

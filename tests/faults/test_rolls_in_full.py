@@ -31,12 +31,8 @@ HOOK = """---
 
 
 @pytest.fixture(scope="module")
-def site(new_echo: Callable[[], EchoSite]) -> EchoSite:
-    site = new_echo()
-    site.start("v1")
-    for version in ("v2", DOES_NOT_START):
-        site.bake(version)
-    return site
+def site(new_echo: Callable[..., EchoSite]) -> EchoSite:
+    return new_echo("v1", "v2", DOES_NOT_START)
 
 
 def killed_at(site: EchoSite, failpoint: str, *words: str) -> None:
