@@ -94,10 +94,10 @@ def bake_lock(state: State) -> Iterator[None]:
 @contextmanager
 def open_ledger(state: State) -> Iterator[Ledger]:
     """Open the ledger of a state directory for the length of a workplace."""
-    from toolkit.ledger import ledger
+    from toolkit.ledger import database
 
     state.prepare()
-    with closing(ledger.open_ledger(state.ledger)) as opened:
+    with closing(database.open_ledger(state.ledger)) as opened:
         yield opened
 
 

@@ -14,7 +14,7 @@ import pytest
 from bench.echo import set_note
 from tests.support.breakage import eventually, gate, is_plain, serving, settle
 from tests.support.site import EchoSite
-from toolkit.ledger.ledger import open_ledger
+from toolkit.ledger.database import open_ledger
 
 pytestmark = pytest.mark.host
 
@@ -31,7 +31,7 @@ import sys
 from pathlib import Path
 
 from toolkit.errors import LeaseHeld
-from toolkit.ledger.ledger import open_ledger
+from toolkit.ledger.database import open_ledger
 from toolkit.roll import lease
 
 WRITES = 5

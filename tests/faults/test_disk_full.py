@@ -18,7 +18,8 @@ from bench.echo import set_note
 from tests.support.breakage import is_plain, serving
 from tests.support.site import EchoSite
 from toolkit.errors import NotFound, OutsideError
-from toolkit.ledger.ledger import Ledger, MachineRecord, RollRecord, open_ledger
+from toolkit.ledger.database import open_ledger
+from toolkit.ledger.ledger import Ledger, MachineRecord, RollRecord
 from toolkit.store.local import LocalStore
 
 pytestmark = pytest.mark.host
@@ -184,7 +185,7 @@ def test_every_write_of_the_store(tmp_path):
 
 
 def put(store: LocalStore, file: Path, image: bytes) -> None:
-    store.refresh()
+    store.refresh(store.new_refresh_mark())
     store.put_layer("base", "key", {"input": "x" * 9000}, ["package"] * 500, file)
     stored = store.put_image(image)
     release = {"service": "s", "commit": "c", "dirty": False, "images": {"app": stored.digest}}

@@ -30,7 +30,7 @@ from toolkit import faults
 from toolkit.errors import LeaseHeld, NotFound, SmokeTestsFailed, ToolkitError, UnfinishedRoll
 from toolkit.ledger import ledger as ledger_module
 from toolkit.ledger import tables
-from toolkit.ledger.ledger import open_ledger
+from toolkit.ledger.database import open_ledger
 from toolkit.model import MachineState
 from toolkit.project.model import Canary, Soak
 from toolkit.roll import command, effects, expire, journal, lease, lifecycle, prepare, run
@@ -75,7 +75,7 @@ class Clock:
         self.while_sleeping()
 
 
-TIMED = (ledger_module, command, effects, expire, journal, lease, prepare, run)
+TIMED = (ledger_module, command, effects, journal, lease, prepare, run)
 
 trouble = st.one_of(
     st.none(),

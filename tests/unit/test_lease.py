@@ -15,7 +15,8 @@ from sqlalchemy import select, update
 
 from toolkit.errors import LeaseHeld, OutsideError
 from toolkit.ledger import tables
-from toolkit.ledger.ledger import Ledger, open_ledger
+from toolkit.ledger.database import open_ledger
+from toolkit.ledger.ledger import Ledger
 from toolkit.machines.processes import ProcessId, identify
 from toolkit.roll import lease
 
@@ -24,7 +25,7 @@ TEN_YEARS_S = 10 * 365 * 86400.0
 HOLD = """
 import sys, time
 from pathlib import Path
-from toolkit.ledger.ledger import open_ledger
+from toolkit.ledger.database import open_ledger
 from toolkit.roll import lease
 with lease.held(open_ledger(Path(sys.argv[1])), "test", doing="holding") as held:
     print("held", held.epoch, flush=True)

@@ -1,5 +1,6 @@
 """The ledger: one transaction each, append-only, and whoever tampers with it is seen."""
 
+import gc
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from hypothesis import given
 
 from toolkit.errors import ConfigurationError, OutsideError, ToolkitError
 from toolkit.ledger.chain import CHAINED, GENESIS, entry_hash, first_break
-from toolkit.ledger.ledger import Ledger, MachineRecord, RollRecord, open_ledger
+from toolkit.ledger.database import open_ledger
+from toolkit.ledger.ledger import Ledger, MachineRecord, RollRecord
 from toolkit.roll.journal import DONE, FAILED, INTENT, Journal
 
 
@@ -182,6 +184,19 @@ def test_ledger_of_a_newer_toolkit_is_refused(ledger: Ledger, path: Path) -> Non
     tamper(path, "PRAGMA user_version = 99")
     with pytest.raises(ConfigurationError, match="newer"):
         open_ledger(path)
+
+
+def test_a_ledger_that_did_not_open_is_let_go_of(ledger: Ledger, path: Path) -> None:
+    ledger.close()
+    tamper(path, "PRAGMA user_version = 99")
+    gc.disable()
+    try:
+        with pytest.raises(ConfigurationError):
+            open_ledger(path)
+        links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        assert not [link for link in links if str(link.readlink()).startswith(str(path))]
+    finally:
+        gc.enable()
 
 
 def test_many_writers_keep_one_chain(path: Path) -> None:

@@ -16,7 +16,8 @@ from toolkit.errors import (
     ToolkitError,
     UnfinishedRoll,
 )
-from toolkit.ledger.ledger import MachineRecord, open_ledger
+from toolkit.ledger.database import open_ledger
+from toolkit.ledger.ledger import MachineRecord
 from toolkit.model import Machine, MachineState, Target, TargetState
 from toolkit.project.model import Canary, Soak
 from toolkit.roll import command, effects

@@ -13,7 +13,8 @@ import pytest
 
 from toolkit import shell
 from toolkit.errors import DeadlineExceeded
-from toolkit.ledger.ledger import Ledger, open_ledger
+from toolkit.ledger.database import open_ledger
+from toolkit.ledger.ledger import Ledger
 from toolkit.machines.processes import ProcessId, identify, marked
 from toolkit.roll import lease
 from toolkit.state import exclusive
@@ -34,7 +35,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 from toolkit import shell
-from toolkit.ledger.ledger import open_ledger
+from toolkit.ledger.database import open_ledger
 from toolkit.roll import lease
 from toolkit.state import exclusive
 kind, place, program, pid_file = sys.argv[1:]

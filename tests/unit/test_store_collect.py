@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from tests.support.fakes import FakeSite, make_deployment, make_image, make_site
-from toolkit.ledger.ledger import open_ledger
+from toolkit.ledger.database import open_ledger
 from toolkit.model import Image, Release
 from toolkit.roll import command, expire
 from toolkit.roll.lease import host_uptime

@@ -10,29 +10,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
-    create_engine,
     delete,
-    event,
     insert,
     literal_column,
     select,
-    text,
     update,
 )
 from sqlalchemy.exc import DatabaseError
 
-from toolkit.errors import ConfigurationError, OutsideError
+from toolkit.errors import OutsideError
 from toolkit.ledger import tables
 from toolkit.ledger.chain import GENESIS, entry_hash, first_break
-
-BUSY_TIMEOUT_S = 30
 
 RECORDED: ColumnElement[int] = literal_column("rowid")
 """The order in which rows came, whatever the clock said."""
@@ -316,34 +310,6 @@ class Ledger:
             return [RollRecord(**row) for row in rows]
 
 
-def open_ledger(path: Path) -> Ledger:
-    """Open the ledger of a state directory; make it when it is not there.
-
-    Raises:
-        OutsideError: The file cannot be opened or is not a database.
-        ConfigurationError: A newer toolkit wrote it.
-    """
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_S})
-    event.listen(engine, "connect", _configure)
-    event.listen(engine, "begin", _begin)
-    ledger = Ledger(engine)
-    with ledger.transaction() as connection:
-        version = int(connection.execute(text("PRAGMA user_version")).scalar_one())
-        if version > tables.SCHEMA_VERSION:
-            raise ConfigurationError(
-                f"{path} was written by a newer toolkit", hint="use that version of the toolkit"
-            )
-        if version == 0:
-            tables.metadata.create_all(connection)
-            path.chmod(0o600)
-        else:
-            for later in range(version + 1, tables.SCHEMA_VERSION + 1):
-                connection.execute(text(tables.MIGRATIONS[later]))
-        if version < tables.SCHEMA_VERSION:
-            connection.execute(text(f"PRAGMA user_version = {tables.SCHEMA_VERSION}"))
-    return ledger
-
-
 def append_entry(
     connection: Connection,
     kind: str,
@@ -386,14 +352,3 @@ def _is_full(error: DatabaseError) -> bool:
     """Whether a full disk may be the reason; SQLite calls some of that an I/O error."""
     code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
     return code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
-
-
-def _configure(connection: Any, _record: Any) -> None:
-    # The driver would begin transactions late; `_begin` does it at once and for writing.
-    connection.isolation_level = None
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-
-
-def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
