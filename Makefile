@@ -180,6 +180,10 @@ format: setup ## Put the code into its form: ruff
 bench-roll: setup ## Roll under load and count what fails (ARGS=--help)
 	@$(BIN)/python -m bench.roll $(ARGS)
 
+.PHONY: bench-rotate
+bench-rotate: setup ## Rotate secrets under load and count what fails (ARGS=--help)
+	@$(BIN)/python -m bench.roll --rotate $(ARGS)
+
 .PHONY: bench-faults
 bench-faults: setup ## Roll under load while things break, and count what fails (ARGS=--help)
 	@$(BIN)/python -m bench.faults $(ARGS)

@@ -1,8 +1,10 @@
-"""Roll under load and count what fails: `python -m bench.roll`.
+"""Roll, or rotate secrets, under load and count what fails: `python -m bench.roll`.
 
 Two web and two app machines and a database, in an environment and a state directory of their own.
 While requests come in at a fixed rate, whatever becomes of earlier ones, web and app are rolled
-from version 1 to 2 and back for as long as the load lasts. Everything is removed at the end.
+from version 1 to 2 and back for as long as the load lasts; or the database's password, the web
+machines' certificate and the balancer's are rotated, again and again. Everything is removed at the
+end.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,27 +32,30 @@ from toolkit import shell
 from toolkit.errors import ConfigurationError, ToolkitError
 from toolkit.progress import Lines, step
 
-TURNS = (("web", "v2"), ("app", "v2"), ("web", "v1"), ("app", "v1"))
+ROLLS = (("web", "v2"), ("app", "v2"), ("web", "v1"), ("app", "v1"))
+"""Role and version; the first two are what this is about, however short the load is."""
+
+ROTATIONS = ("database_password", "web_tls", "edge_tls")
 LAST_ROLL_S = 8.0
-"""No roll begins so shortly before the load's end: all of it should be under load."""
+LAST_ROTATION_S = 16.0
+"""No change begins so shortly before the load's end: all of it should be under load."""
 
 SPARE_S = 60.0
+SUCCESSES = ("rolled", "rotated")
 
 
 @dataclass(frozen=True, slots=True)
-class RollUnderLoad:
-    """One roll.
+class Change:
+    """One roll, or one rotation.
 
     Attributes:
-        role: Which role.
-        version: To which version.
-        outcome: `rolled`, or what went wrong.
+        what: `web to v2`, or the secret's name.
+        outcome: `rolled`, or `rotated` if the old value is proven dead; else what went wrong.
         seconds: Step to seconds; `total` is all of it within the command.
         command_s: Wall time of the command, its start included.
     """
 
-    role: str
-    version: str
+    what: str
     outcome: str
     seconds: dict[str, float]
     command_s: float
@@ -69,41 +75,46 @@ class RollUnderLoad:
     type=click.IntRange(0, 64),
     help="Processes that do nothing but take processor time meanwhile.",
 )
+@click.option("--rotate", is_flag=True, help="Rotate secrets instead of rolling versions.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def main(requests: int, rate: float, store: Path | None, spinners: int, as_json: bool) -> None:
-    """Roll web and app between two versions under load.
+def main(
+    requests: int, rate: float, store: Path | None, spinners: int, rotate: bool, as_json: bool
+) -> None:
+    """Roll web and app between two versions, or rotate secrets, under load.
 
-    Exit code: 0 when every request was answered and every roll succeeded, 1 otherwise.
+    Exit code: 0 when every request was answered and every change succeeded, 1 otherwise.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        rolls, report = measure(requests=requests, rate=rate, store=store, spinners=spinners)
+        changes, report = measure(
+            requests=requests, rate=rate, store=store, spinners=spinners, rotate=rotate
+        )
     except ToolkitError as error:
         raise click.ClickException(f"{error.message}\n{error.hint or ''}".strip()) from None
     if as_json:
         data = {
-            "rolls": [asdict(one) for one in rolls],
+            "changes": [asdict(one) for one in changes],
             "load": json.loads(report.to_json()),
             "processors": os.cpu_count(),
         }
         print(json.dumps(data))
     else:
-        print(as_text(rolls, report))
+        print(as_text(changes, report))
     is_good = (
         report.is_clean
         and report.requests >= requests
-        and all(one.outcome == "rolled" for one in rolls)
+        and all(one.outcome in SUCCESSES for one in changes)
     )
     sys.exit(0 if is_good else 1)
 
 
 def measure(
-    *, requests: int, rate: float, store: Path | None, spinners: int = 0
-) -> tuple[list[RollUnderLoad], Report]:
-    """Bake, start, roll under load, and remove everything.
+    *, requests: int, rate: float, store: Path | None, spinners: int = 0, rotate: bool = False
+) -> tuple[list[Change], Report]:
+    """Bake, start, roll or rotate under load, and remove everything.
 
     Raises:
-        ToolkitError: It did not come to the rolls.
+        ToolkitError: It did not come to that.
     """
     if os.geteuid() != 0:
         raise ConfigurationError("this starts machines, which needs root")
@@ -119,23 +130,33 @@ def measure(
             lab.start("v1")
         settings = lab.load(rate=rate, requests=requests, max_seconds=requests / rate + SPARE_S)
         progress.note(f"{requests} requests, {rate:g} a second, to {lab.url}")
-        last = time.monotonic() + requests / rate - LAST_ROLL_S
-        rolls: list[RollUnderLoad] = []
+        last = time.monotonic() + requests / rate - (LAST_ROTATION_S if rotate else LAST_ROLL_S)
+        changes: list[Change] = []
         with (
             spinning(spinners, Path(scratch), max_seconds=requests / rate + SPARE_S),
             LoadProcess(settings, Path(scratch)) as load,
         ):
             load.wait_for(requests_done=int(rate))
-            for number, (role, version) in enumerate(itertools.cycle(TURNS)):
-                # The first two are what this is about, however short the load is.
+            turns = _rotations(lab) if rotate else _rolls(lab)
+            for number, (what, change) in enumerate(turns):
                 if number >= 2 and time.monotonic() > last:
                     break
-                with step(progress, f"roll {role} to {version}"):
-                    rolls.append(_roll(lab, role, version))
-                if rolls[-1].outcome != "rolled":
+                with step(progress, what):
+                    changes.append(change())
+                if changes[-1].outcome not in SUCCESSES:
                     break
             report = load.wait()
-        return rolls, report
+        return changes, report
+
+
+def _rolls(lab: Lab) -> Iterator[tuple[str, Callable[[], Change]]]:
+    for role, version in itertools.cycle(ROLLS):
+        yield f"roll {role} to {version}", partial(_roll, lab, role, version)
+
+
+def _rotations(lab: Lab) -> Iterator[tuple[str, Callable[[], Change]]]:
+    for name in itertools.cycle(ROTATIONS):
+        yield f"rotate {name}", partial(_rotate, lab, name)
 
 
 @contextmanager
@@ -162,35 +183,43 @@ def spinning(count: int, scratch: Path, *, max_seconds: float) -> Iterator[None]
                 continue
 
 
-def _roll(lab: Lab, role: str, version: str) -> RollUnderLoad:
+def _roll(lab: Lab, role: str, version: str) -> Change:
     image = lab.bake(version)["images"][role]
     answer = lab.toolkit.run("roll", ENVIRONMENT, role, "--image", image)
     result: dict[str, Any] = answer.data if answer.stdout else {}
     outcome = result.get("outcome") or answer.error.get("error") or "failed"
-    return RollUnderLoad(
-        role=role,
-        version=version,
+    return Change(
+        what=f"{role} to {version}",
         outcome=str(outcome),
         seconds=result.get("seconds", {}),
         command_s=round(answer.seconds, 3),
     )
 
 
-def as_text(rolls: list[RollUnderLoad], report: Report) -> str:
+def _rotate(lab: Lab, name: str) -> Change:
+    answer = lab.toolkit.run("secrets", "rotate", ENVIRONMENT, name)
+    is_good = answer.exit_code == 0 and answer.data["proofs"]
+    return Change(
+        what=name,
+        outcome="rotated" if is_good else str(answer.error.get("error") or "not proven"),
+        seconds={"total": answer.data["seconds"]} if is_good else {},
+        command_s=round(answer.seconds, 3),
+    )
+
+
+def as_text(changes: list[Change], report: Report) -> str:
     """Return the report for people."""
-    steps = list(dict.fromkeys(name for one in rolls for name in one.seconds if name != "total"))
+    steps = list(dict.fromkeys(name for one in changes for name in one.seconds if name != "total"))
     widths = {name: max(len(name), 6) for name in steps}
     heading = "  ".join(f"{name:>{widths[name]}}" for name in steps)
-    lines = ["rolls, in seconds", f"{'':<18}{'total':>8}  {heading}"]
-    for one in rolls:
+    lines = ["changes, in seconds", f"{'':<25}{'total':>8}  {heading}".rstrip()]
+    for one in changes:
         cells = "  ".join(f"{one.seconds.get(name, 0):>{widths[name]}.2f}" for name in steps)
-        lines.append(
-            f"{one.role:<4} to {one.version:<3} {one.outcome:<6}"
-            f"{one.seconds.get('total', one.command_s):>9.2f}  {cells}"
-        )
-    slowest = max((one.command_s for one in rolls), default=0.0)
+        total = one.seconds.get("total", one.command_s)
+        lines.append(f"{one.what:<17} {one.outcome:<7}{total:>8.2f}  {cells}".rstrip())
+    slowest = max((one.command_s for one in changes), default=0.0)
     lines += [
-        f"{len(rolls)} rolls; the slowest command took {slowest:.1f} s from start to end, "
+        f"{len(changes)} changes; the slowest command took {slowest:.1f} s from start to end, "
         f"on {os.cpu_count()} processors",
         "",
         "load",
