@@ -1,5 +1,8 @@
 """What became of rolls that went wrong, with everything but the machines real."""
 
+import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.fakes import FakeSite, make_deployment, make_site
+from toolkit.cli.context import Context
+from toolkit.cli.roll import in_turn
 from toolkit.errors import (
     ConfigurationError,
+    Interrupted,
     NotFound,
     OutsideError,
     RolledBack,
@@ -519,3 +525,26 @@ def test_smoke_of_live_machines_misses_one_that_is_gone(fake: FakeSite) -> None:
     assert [(one.machine, one.message) for one in failed] == [
         (gone, "it is meant to run, and does not")
     ]
+
+
+def test_interrupt_in_the_last_step_of_a_roll_keeps_the_next_from_beginning(
+    fake: FakeSite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what the first came to is printed all the same."""
+    roll(fake, 1)
+
+    def interrupt(name: str) -> None:
+        if name == "destroy after":
+            os.kill(os.getpid(), signal.SIGINT)
+            fake.world.at = lambda _name: None
+
+    fake.world.at = interrupt
+    context = Context(Path("/nowhere"), Path("/nowhere"), is_quiet=True)
+    context.as_json = True
+    with pytest.raises(Interrupted):
+        in_turn(context, ["2", "3"], lambda one: roll(fake, int(one)), is_single=False)
+    assert [one["outcome"] for one in json.loads(capsys.readouterr().out)] == ["rolled"]
+    assert serving(fake) == [image(fake, 2)] * 2
+    assert fake.site.ledger.unfinished_rolls("test") == []
+    # It was answered: the next command is not held up by it.
+    assert roll(fake, 3).outcome == "rolled"
