@@ -26,7 +26,7 @@ from toolkit.ledger.database import open_ledger
 from toolkit.ledger.ledger import MachineRecord
 from toolkit.model import Machine, MachineState, Target, TargetState
 from toolkit.project.model import Canary, Soak
-from toolkit.roll import command, effects
+from toolkit.roll import command, effects, prepare
 from toolkit.roll.lifecycle import bring_up, take_down
 from toolkit.roll.observe import observe
 from toolkit.roll.prepare import Wanted
@@ -548,3 +548,33 @@ def test_interrupt_in_the_last_step_of_a_roll_keeps_the_next_from_beginning(
     assert fake.site.ledger.unfinished_rolls("test") == []
     # It was answered: the next command is not held up by it.
     assert roll(fake, 3).outcome == "rolled"
+
+
+def test_machines_started_again_are_recorded_with_what_they_were_told(
+    fake: FakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The configuration is changed, a machine dies, and `up` starts it with the new one."""
+    roll(fake, 1)
+    before = {one.name: one.inputs for one in fake.site.ledger.machines("test")}
+    changed = {"colour": "blue"}
+    monkeypatch.setattr(prepare, "role_settings", lambda *_: changed)
+    dead = sorted(before)[0]
+    fake.provider.end(dead)
+    bring_up(fake.site)
+    after = {one.name: one.inputs for one in fake.site.ledger.machines("test")}
+    assert {name for name in before if before[name] != after[name]} == {dead}
+    assert after[dead] == prepare.gather_inputs(fake.site, "app").digest
+    # One pool under two configurations is not what is wanted, whichever of them that is.
+    assert roll(fake, 1).outcome == "rolled"
+
+
+def test_machines_of_a_resumed_roll_are_recorded_with_what_they_were_told(
+    fake: FakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roll(fake, 1)
+    cut_short(fake, 2, at="launch before")
+    monkeypatch.setattr(prepare, "role_settings", lambda *_: {"colour": "blue"})
+    [result] = command.resume(fake.site)
+    assert result.outcome == "rolled"
+    told = prepare.gather_inputs(fake.site, "app").digest
+    assert {one.inputs for one in fake.site.ledger.machines("test")} == {told}

@@ -58,6 +58,7 @@ class RollOrder:
         plan: What to do.
         launches: Machine name to launch order: of the new machines, and of the old ones where
             undoing may have to start them again.
+        inputs: Digest over the configuration and secrets that the launch orders carry.
         records: Machine name to what the ledger holds of it, of all machines in the plan.
         timeouts: Deadlines of the steps.
         thresholds: By which new machines are judged while they are watched.
@@ -68,6 +69,7 @@ class RollOrder:
     role: str
     plan: RollPlan
     launches: Mapping[str, LaunchOrder]
+    inputs: str
     records: Mapping[str, MachineRecord]
     timeouts: Timeouts
     thresholds: Thresholds
@@ -127,15 +129,23 @@ class Effects:
         """Start machines; what died is out of its pool first."""
         orders = [self._order.launches[name] for name in one.machines]
         ledger, provider, records = self._crew.ledger, self._crew.provider, self._order.records
+        # Configuration and secrets may have changed since the plan was made.
+        told = self._order.inputs
         known = {record.name for record in ledger.machines(self._order.environment)}
         ledger.add_machines(
-            [replace(records[n], standing="new") for n in one.machines if n not in known]
+            [
+                replace(records[name], standing="new", inputs=told)
+                for name in one.machines
+                if name not in known
+            ]
         )
         running = self.running()
         dead = [order for order in orders if order.name not in running]
         # One that died has passed no test since, and keeps its place in the pool: it would serve
         # again as soon as it answers.
-        ledger.set_standing([order.name for order in dead if order.name in known], "new")
+        ledger.set_standing(
+            [order.name for order in dead if order.name in known], "new", inputs=told
+        )
         placed = {target.address for target in self._crew.pool.targets()}
         self._crew.pool.deregister([order.address for order in dead if order.address in placed])
         provider.publish({order.image for order in orders})
