@@ -1,15 +1,19 @@
 """What became of rolls that went wrong, with everything but the machines real."""
 
+import itertools
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.support.fakes import FakeSite, make_deployment, make_site
+from toolkit import faults
 from toolkit.cli.context import Context
 from toolkit.cli.roll import in_turn
 from toolkit.errors import (
@@ -22,6 +26,7 @@ from toolkit.errors import (
     ToolkitError,
     UnfinishedRoll,
 )
+from toolkit.ledger import ledger as ledger_module
 from toolkit.ledger.database import open_ledger
 from toolkit.ledger.ledger import MachineRecord
 from toolkit.model import Machine, MachineState, Target, TargetState
@@ -578,3 +583,49 @@ def test_machines_of_a_resumed_roll_are_recorded_with_what_they_were_told(
     assert result.outcome == "rolled"
     told = prepare.gather_inputs(fake.site, "app").digest
     assert {one.inputs for one in fake.site.ledger.machines("test")} == {told}
+
+
+@pytest.mark.parametrize("is_abort", [False, True])
+def test_downtime_counts_what_passed_before_a_roll_was_taken_up(
+    make, is_abort: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = make(strategy="stateful", machines=1)
+    clock = itertools.count(1_000_000.0)
+    ticking = SimpleNamespace(time=lambda: next(clock), monotonic=time.monotonic)
+    for module in (effects, ledger_module):
+        monkeypatch.setattr(module, "time", ticking)
+    roll(fake, 1)
+    cut_short(fake, 2, at="launch before")
+    for _ in range(5000):
+        next(clock)
+    [result] = (command.abort if is_abort else command.resume)(fake.site)
+    assert result.outcome == ("discarded" if is_abort else "rolled")
+    assert 5000 < result.report.downtime_s < 5200
+
+
+def test_downtime_ends_with_the_first_admission(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A roll that is cut short after it and taken up much later has served meanwhile."""
+    fake = make(strategy="stateful", machines=1)
+    clock = itertools.count(1_000_000.0)
+    ticking = SimpleNamespace(time=lambda: next(clock), monotonic=time.monotonic)
+    for module in (effects, ledger_module):
+        monkeypatch.setattr(module, "time", ticking)
+    roll(fake, 1)
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(faults, "reach", stop_at("roll.admit.committed"))
+        roll(fake, 2)
+    for _ in range(5000):
+        next(clock)
+    [result] = command.resume(fake.site)
+    assert result.outcome == "rolled"
+    assert 0 < result.report.downtime_s < 200
+
+
+def stop_at(wanted: str) -> Callable[[str, str, str], None]:
+    """Return a failpoint at which the process disappears."""
+
+    def reach(scope: str, effect: str, moment: str) -> None:
+        if f"{scope}.{effect}.{moment}" == wanted:
+            raise Stop
+
+    return reach

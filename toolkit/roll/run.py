@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from toolkit import interrupt
 from toolkit.errors import Interrupted, LeaseHeld, RolledBack, SmokeTestsFailed, ToolkitError
 from toolkit.progress import step
-from toolkit.roll.effects import SWITCHED, Crew, Effects, RollOrder, RollReport
+from toolkit.roll.effects import SWITCHED, UNDOING, Crew, Effects, RollOrder, RollReport
 from toolkit.roll.journal import INTENT, Journal
 from toolkit.roll.plan import (
     Effect,
@@ -18,8 +18,6 @@ from toolkit.roll.plan import (
     step_from_data,
     step_to_data,
 )
-
-UNDOING = "roll.undoing"
 
 
 class Roll:
