@@ -629,3 +629,68 @@ def stop_at(wanted: str) -> Callable[[str, str, str], None]:
             raise Stop
 
     return reach
+
+
+def test_discarded_roll_ends_with_the_error_that_it_came_from(
+    fake: FakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 4 says that machines failed; a full disk or a hook is something else."""
+    roll(fake, 1)
+
+    def full(_images) -> None:
+        raise OutsideError("the disk is full")
+
+    monkeypatch.setattr(fake.provider, "publish", full)
+    result = roll(fake, 2)
+    assert result.outcome == "discarded"
+    assert type(result.error) is OutsideError
+    assert result.error.message == "discarded: the disk is full"
+    monkeypatch.undo()
+    fake.hooks.is_failing = True
+    result = roll(fake, 2)
+    assert (result.outcome, result.error.exit_code) == ("discarded", 1)
+    assert result.error.message.startswith("discarded: hook before.yml failed")
+    fake.hooks.is_failing = False
+    fake.provider.is_starting_broken = True
+    result = roll(fake, 2)
+    assert (result.outcome, result.error.exit_code) == ("discarded", 4)
+    assert "did not come up" in result.error.message
+
+
+@pytest.mark.parametrize(
+    ("settings", "at", "code"),
+    [({}, "destroy before", 4), ({"batch": 1}, "deregister before", 5)],
+)
+def test_resumed_way_back_ends_as_it_would_have(make, settings: dict, at: str, code: int) -> None:
+    fake = make(**settings)
+    roll(fake, 1)
+    if code == 4:
+        fake.smoke.bad_images = {image(fake, 2)}
+    else:
+        fake.world.at = lambda _name: None
+        fake.pool.await_healthy = fail_once(fake.pool.await_healthy)
+    cut_short(fake, 2, at=at)
+    [result] = command.resume(fake.site)
+    assert result.outcome == {4: "discarded", 5: "rolled-back"}[code]
+    assert result.error is not None and result.error.exit_code == code
+    assert ("smoke tests failed" if code == 4 else "it is ill") in result.error.message
+
+
+def test_resumed_abort_is_no_failure(fake: FakeSite) -> None:
+    roll(fake, 1)
+    cut_short(fake, 2, at="register after")
+    kill(fake, lambda: command.abort(fake.site), at="destroy before")
+    [result] = command.resume(fake.site)
+    assert (result.outcome, result.error) == ("rolled-back", None)
+
+
+def fail_once(act: Callable[..., object]) -> Callable[..., object]:
+    """Return a function that fails the first time."""
+    calls = itertools.count()
+
+    def fail(*arguments: object, **more: object) -> object:
+        if next(calls) == 0:
+            raise OutsideError("it is ill")
+        return act(*arguments, **more)
+
+    return fail

@@ -48,7 +48,7 @@ def roll(
     them. Without --image or --release the newest release is rolled.
 
     \b
-    Exit codes: 0 rolled or unchanged; 4 discarded; 5 rolled back.
+    Exit codes: 0 rolled or unchanged; 4 new machines failed and were discarded; 5 rolled back.
     \b
     Example:
       toolkit roll development

@@ -227,11 +227,7 @@ def plan_back(
 
 def resume(site: Site, *, wait_s: float = 0.0) -> list[RollResult]:
     """Go on with whatever was cut short: forward, or back when it was on its way back."""
-
-    def proceed(roll: Roll) -> RollReport:
-        return roll.back(reason="resumed") if roll.is_undoing else roll.forward()
-
-    return _take_up(site, proceed, doing="resume", wait_s=wait_s)
+    return _take_up(site, Roll.resume, doing="resume", wait_s=wait_s)
 
 
 def abort(site: Site, *, wait_s: float = 0.0) -> list[RollResult]:

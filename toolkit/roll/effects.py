@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from toolkit import interrupt
-from toolkit.errors import OutsideError, SmokeTestsFailed, ToolkitError
+from toolkit.errors import DidNotStart, OutsideError, SmokeTestsFailed, ToolkitError
 from toolkit.ledger.ledger import Ledger, MachineRecord
 from toolkit.model import LaunchOrder, MachineState, SmokeCheck
 from toolkit.ports import HookRunner, MachineProvider, Pool, SmokeRunner
@@ -149,7 +149,10 @@ class Effects:
         self._crew.pool.deregister([order.address for order in dead if order.address in placed])
         provider.publish({order.image for order in orders})
         provider.launch(orders)
-        provider.await_running(one.machines, deadline_s=self._order.timeouts.boot_s)
+        try:
+            provider.await_running(one.machines, deadline_s=self._order.timeouts.boot_s)
+        except OutsideError as error:
+            raise DidNotStart(error.message, hint=error.hint) from error
 
     def smoke(self, one: Step, observed: dict[str, Any]) -> None:
         """Run the smoke tests."""
@@ -158,7 +161,7 @@ class Effects:
         ]
         missing = set(one.machines) - {machine.name for machine in live}
         if missing:
-            raise OutsideError(f"{', '.join(sorted(missing))} disappeared before being tested")
+            raise DidNotStart(f"{', '.join(sorted(missing))} disappeared before being tested")
         checks = list(self._crew.smoke.test(live, deadline_s=self._order.timeouts.smoke_s))
         self.report.smoke.extend(checks)
         failed = [check for check in checks if not check.is_passed]
