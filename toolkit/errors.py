@@ -4,7 +4,8 @@
     ├── ConfigurationError      2  a file, an argument or the order of commands is wrong
     │   └── NotFound            2  a role, digest, release or environment does not exist
     ├── OutsideError            3  an outside system (a host tool, the kernel, a mirror) failed
-    │   └── DeadlineExceeded    3  an outside system did not answer in time
+    │   ├── DeadlineExceeded    3  an outside system did not answer in time
+    │   └── DidNotStart         3  a machine did not come up, or was gone before its first test
     ├── BakeFailed              1  a role did not apply, or its result could not be sealed
     ├── SmokeTestsFailed        4  new machines failed their tests; the pool never heard of them
     ├── RolledBack              5  the new version was taken out again
@@ -53,6 +54,10 @@ class OutsideError(ToolkitError):
 
 class DeadlineExceeded(OutsideError):
     """Something outside did not happen in time."""
+
+
+class DidNotStart(OutsideError):
+    """A machine did not come up, or was gone before its first test."""
 
 
 class BakeFailed(ToolkitError):

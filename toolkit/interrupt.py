@@ -19,6 +19,8 @@ _asked = threading.Event()
 def at_safe_points(hint: str) -> Iterator[None]:
     """Turn the first interrupt within the body into a request that `check` answers.
 
+    One that came too late for the body stays: whatever the process would begin next checks, too.
+
     Args:
         hint: How the operator goes on afterwards.
     """
@@ -34,14 +36,12 @@ def at_safe_points(hint: str) -> Iterator[None]:
         # Not `print`: a handler may come in the midst of one, which cannot be entered again.
         os.write(STANDARD_ERROR, message.encode())
 
-    _asked.clear()
     previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        _asked.clear()
 
 
 def check(hint: str) -> None:
@@ -51,4 +51,5 @@ def check(hint: str) -> None:
         Interrupted: The operator pressed Ctrl-C.
     """
     if _asked.is_set():
+        _asked.clear()
         raise Interrupted("stopped at a safe point, as asked", hint=hint)

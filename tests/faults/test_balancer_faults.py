@@ -112,9 +112,12 @@ def test_a_fault_is_said_and_put_right(site, moment, fault, mend, way_on):
     up = site.toolkit.run("up", site.environment)
     assert is_plain(up, 1)
     assert "was cut short" in up.error["error"]
-    [result] = site.toolkit.result(way_on, site.environment)
+    taken_up = site.toolkit.run(way_on, site.environment)
+    [result] = taken_up.data
 
-    # It was on its way back when the balancer failed: both ways on lead there.
+    # It was on its way back when the balancer failed: both ways on lead there, and only an abort
+    # is what the operator wanted.
+    assert is_plain(taken_up, 5 if way_on == "resume" else 0)
     assert result["outcome"] == "rolled-back"
     assert observed(site) == before
     assert site.get().headers["X-Version"] == "1"

@@ -255,7 +255,11 @@ def test_a_roll(full, free_pages):
         return
     assert is_plain(answer, 3)
     assert "full" in answer.error["error"] + answer.error["hint"]
-    results = site.toolkit.result("resume", site.environment)
+    # On its way back it ends as the roll would have: a full disk is no version that failed.
+    resumed = site.toolkit.run("resume", site.environment)
+    results = resumed.data
+    is_back = any(result["outcome"] != "rolled" for result in results)
+    assert resumed.exit_code in ({3, 5} if is_back else {0}), resumed
     assert [result["outcome"] in {"rolled", "rolled-back", "discarded"} for result in results] == (
         [True] * len(unfinished)
     )

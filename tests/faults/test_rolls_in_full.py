@@ -140,7 +140,8 @@ def test_a_hook_that_fails_before_traffic_discards_the_roll(site, hooks):
     playbook.write_text(playbook.read_text().replace("create: true", "create: false"))
     set_note(site.project, "echo", "a hook that fails")
     answer = site.roll("echo", "v1")
-    assert is_plain(answer, 4)
+    assert is_plain(answer, 1)
+    assert answer.data["outcome"] == "discarded"
     assert "hook before.yml, task 'Add a line' failed" in answer.error["error"]
     assert (site.snapshots(), site.machines()) == before
 

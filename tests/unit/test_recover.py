@@ -1,14 +1,24 @@
 """What became of rolls that went wrong, with everything but the machines real."""
 
+import itertools
+import json
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.support.fakes import FakeSite, make_deployment, make_site
+from toolkit import faults
+from toolkit.cli.context import Context
+from toolkit.cli.roll import in_turn
 from toolkit.errors import (
     ConfigurationError,
+    Interrupted,
     NotFound,
     OutsideError,
     RolledBack,
@@ -16,11 +26,12 @@ from toolkit.errors import (
     ToolkitError,
     UnfinishedRoll,
 )
+from toolkit.ledger import ledger as ledger_module
 from toolkit.ledger.database import open_ledger
 from toolkit.ledger.ledger import MachineRecord
 from toolkit.model import Machine, MachineState, Target, TargetState
 from toolkit.project.model import Canary, Soak
-from toolkit.roll import command, effects
+from toolkit.roll import command, effects, prepare
 from toolkit.roll.lifecycle import bring_up, take_down
 from toolkit.roll.observe import observe
 from toolkit.roll.prepare import Wanted
@@ -519,3 +530,167 @@ def test_smoke_of_live_machines_misses_one_that_is_gone(fake: FakeSite) -> None:
     assert [(one.machine, one.message) for one in failed] == [
         (gone, "it is meant to run, and does not")
     ]
+
+
+def test_interrupt_in_the_last_step_of_a_roll_keeps_the_next_from_beginning(
+    fake: FakeSite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what the first came to is printed all the same."""
+    roll(fake, 1)
+
+    def interrupt(name: str) -> None:
+        if name == "destroy after":
+            os.kill(os.getpid(), signal.SIGINT)
+            fake.world.at = lambda _name: None
+
+    fake.world.at = interrupt
+    context = Context(Path("/nowhere"), Path("/nowhere"), is_quiet=True)
+    context.as_json = True
+    with pytest.raises(Interrupted):
+        in_turn(context, ["2", "3"], lambda one: roll(fake, int(one)), is_single=False)
+    assert [one["outcome"] for one in json.loads(capsys.readouterr().out)] == ["rolled"]
+    assert serving(fake) == [image(fake, 2)] * 2
+    assert fake.site.ledger.unfinished_rolls("test") == []
+    # It was answered: the next command is not held up by it.
+    assert roll(fake, 3).outcome == "rolled"
+
+
+def test_machines_started_again_are_recorded_with_what_they_were_told(
+    fake: FakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The configuration is changed, a machine dies, and `up` starts it with the new one."""
+    roll(fake, 1)
+    before = {one.name: one.inputs for one in fake.site.ledger.machines("test")}
+    changed = {"colour": "blue"}
+    monkeypatch.setattr(prepare, "role_settings", lambda *_: changed)
+    dead = sorted(before)[0]
+    fake.provider.end(dead)
+    bring_up(fake.site)
+    after = {one.name: one.inputs for one in fake.site.ledger.machines("test")}
+    assert {name for name in before if before[name] != after[name]} == {dead}
+    assert after[dead] == prepare.gather_inputs(fake.site, "app").digest
+    # One pool under two configurations is not what is wanted, whichever of them that is.
+    assert roll(fake, 1).outcome == "rolled"
+
+
+def test_machines_of_a_resumed_roll_are_recorded_with_what_they_were_told(
+    fake: FakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roll(fake, 1)
+    cut_short(fake, 2, at="launch before")
+    monkeypatch.setattr(prepare, "role_settings", lambda *_: {"colour": "blue"})
+    [result] = command.resume(fake.site)
+    assert result.outcome == "rolled"
+    told = prepare.gather_inputs(fake.site, "app").digest
+    assert {one.inputs for one in fake.site.ledger.machines("test")} == {told}
+
+
+@pytest.mark.parametrize("is_abort", [False, True])
+def test_downtime_counts_what_passed_before_a_roll_was_taken_up(
+    make, is_abort: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = make(strategy="stateful", machines=1)
+    clock = itertools.count(1_000_000.0)
+    ticking = SimpleNamespace(time=lambda: next(clock), monotonic=time.monotonic)
+    for module in (effects, ledger_module):
+        monkeypatch.setattr(module, "time", ticking)
+    roll(fake, 1)
+    cut_short(fake, 2, at="launch before")
+    for _ in range(5000):
+        next(clock)
+    [result] = (command.abort if is_abort else command.resume)(fake.site)
+    assert result.outcome == ("discarded" if is_abort else "rolled")
+    assert 5000 < result.report.downtime_s < 5200
+
+
+def test_downtime_ends_with_the_first_admission(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A roll that is cut short after it and taken up much later has served meanwhile."""
+    fake = make(strategy="stateful", machines=1)
+    clock = itertools.count(1_000_000.0)
+    ticking = SimpleNamespace(time=lambda: next(clock), monotonic=time.monotonic)
+    for module in (effects, ledger_module):
+        monkeypatch.setattr(module, "time", ticking)
+    roll(fake, 1)
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(faults, "reach", stop_at("roll.admit.committed"))
+        roll(fake, 2)
+    for _ in range(5000):
+        next(clock)
+    [result] = command.resume(fake.site)
+    assert result.outcome == "rolled"
+    assert 0 < result.report.downtime_s < 200
+
+
+def stop_at(wanted: str) -> Callable[[str, str, str], None]:
+    """Return a failpoint at which the process disappears."""
+
+    def reach(scope: str, effect: str, moment: str) -> None:
+        if f"{scope}.{effect}.{moment}" == wanted:
+            raise Stop
+
+    return reach
+
+
+def test_discarded_roll_ends_with_the_error_that_it_came_from(
+    fake: FakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 4 says that machines failed; a full disk or a hook is something else."""
+    roll(fake, 1)
+
+    def full(_images) -> None:
+        raise OutsideError("the disk is full")
+
+    monkeypatch.setattr(fake.provider, "publish", full)
+    result = roll(fake, 2)
+    assert result.outcome == "discarded"
+    assert type(result.error) is OutsideError
+    assert result.error.message == "discarded: the disk is full"
+    monkeypatch.undo()
+    fake.hooks.is_failing = True
+    result = roll(fake, 2)
+    assert (result.outcome, result.error.exit_code) == ("discarded", 1)
+    assert result.error.message.startswith("discarded: hook before.yml failed")
+    fake.hooks.is_failing = False
+    fake.provider.is_starting_broken = True
+    result = roll(fake, 2)
+    assert (result.outcome, result.error.exit_code) == ("discarded", 4)
+    assert "did not come up" in result.error.message
+
+
+@pytest.mark.parametrize(
+    ("settings", "at", "code"),
+    [({}, "destroy before", 4), ({"batch": 1}, "deregister before", 5)],
+)
+def test_resumed_way_back_ends_as_it_would_have(make, settings: dict, at: str, code: int) -> None:
+    fake = make(**settings)
+    roll(fake, 1)
+    if code == 4:
+        fake.smoke.bad_images = {image(fake, 2)}
+    else:
+        fake.world.at = lambda _name: None
+        fake.pool.await_healthy = fail_once(fake.pool.await_healthy)
+    cut_short(fake, 2, at=at)
+    [result] = command.resume(fake.site)
+    assert result.outcome == {4: "discarded", 5: "rolled-back"}[code]
+    assert result.error is not None and result.error.exit_code == code
+    assert ("smoke tests failed" if code == 4 else "it is ill") in result.error.message
+
+
+def test_resumed_abort_is_no_failure(fake: FakeSite) -> None:
+    roll(fake, 1)
+    cut_short(fake, 2, at="register after")
+    kill(fake, lambda: command.abort(fake.site), at="destroy before")
+    [result] = command.resume(fake.site)
+    assert (result.outcome, result.error) == ("rolled-back", None)
+
+
+def fail_once(act: Callable[..., object]) -> Callable[..., object]:
+    """Return a function that fails the first time."""
+    calls = itertools.count()
+
+    def fail(*arguments: object, **more: object) -> object:
+        if next(calls) == 0:
+            raise OutsideError("it is ill")
+        return act(*arguments, **more)
+
+    return fail

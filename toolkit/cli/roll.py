@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,7 @@ def roll(
     them. Without --image or --release the newest release is rolled.
 
     \b
-    Exit codes: 0 rolled or unchanged; 4 discarded; 5 rolled back.
+    Exit codes: 0 rolled or unchanged; 4 new machines failed and were discarded; 5 rolled back.
     \b
     Example:
       toolkit roll development
@@ -60,15 +60,41 @@ def roll(
 
     _check(role, image, release)
     context.need_root()
-    results: list[RollResult] = []
+    is_single = role is not None
     with wiring.open_site(context, environment) as site:
         chosen = choose(site, [role] if role else [], image, release)
         need_up(site)
-        for name, wanted in chosen.items():
-            results.append(roll_role(site, name, wanted, wait_s=wait))
+        results = in_turn(
+            context,
+            chosen,
+            lambda name: roll_role(site, name, chosen[name], wait_s=wait),
+            is_single=is_single,
+        )
+    emit_results(context, environment, results, is_single=is_single)
+
+
+def in_turn(
+    context: Context,
+    roles: Iterable[str],
+    act: Callable[[str], RollResult],
+    *,
+    is_single: bool,
+) -> list[RollResult]:
+    """Roll one role after the other, until one ends badly.
+
+    When a later one does not even begin, what became of the earlier ones is printed all the same.
+    """
+    results: list[RollResult] = []
+    try:
+        for role in roles:
+            results.append(act(role))
             if results[-1].error is not None:
                 break
-    emit_results(context, environment, results, is_single=role is not None)
+    except BaseException:
+        if results:
+            _print(context, results, is_single=is_single)
+        raise
+    return results
 
 
 def emit_results(
@@ -79,11 +105,15 @@ def emit_results(
     Raises:
         ToolkitError: Of the class that has the right exit code.
     """
-    data = [result.as_data() for result in results]
-    context.emit(data[0] if is_single else data, "\n".join(map(_as_text, results)))
+    _print(context, results, is_single=is_single)
     error = results[-1].error
     if error is not None:
         raise type(error)(f"{environment} {results[-1].role}: {error.message}", hint=error.hint)
+
+
+def _print(context: Context, results: Sequence[RollResult], *, is_single: bool) -> None:
+    data = [result.as_data() for result in results]
+    context.emit(data[0] if is_single else data, "\n".join(map(_as_text, results)))
 
 
 @click.command()

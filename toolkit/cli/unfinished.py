@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from toolkit.cli.context import Context, json_option, wait_option
-from toolkit.cli.roll import PlanView, emit_plans, emit_results
+from toolkit.cli.roll import PlanView, emit_plans, emit_results, in_turn
 from toolkit.errors import ConfigurationError, NotFound
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def rollback(
     if to and not role:
         raise click.UsageError("--to needs a ROLE: an image is for one role")
     context.need_root()
-    results: list[RollResult] = []
+    is_single = role is not None
     with wiring.open_site(context, environment) as site:
         if role:
             need_role(site, role)
@@ -103,14 +103,16 @@ def rollback(
             ]
             emit_plans(context, views, is_single=role is not None, empty="nothing to go back to")
             return
-        for name in roles:
-            results.append(command.roll_back(site, name, to, wait_s=wait))
-            if results[-1].error is not None:
-                break
+        results = in_turn(
+            context,
+            roles,
+            lambda name: command.roll_back(site, name, to, wait_s=wait),
+            is_single=is_single,
+        )
     if not results:
         context.emit([], f"{environment} has no earlier version to go back to")
         return
-    emit_results(context, environment, results, is_single=role is not None)
+    emit_results(context, environment, results, is_single=is_single)
 
 
 def _take_up(

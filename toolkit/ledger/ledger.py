@@ -225,16 +225,20 @@ class Ledger:
                 connection.execute(insert(tables.machines).values(values))
 
     def set_standing(
-        self, names: Sequence[str], standing: str, *, warm_until: float | None = None
+        self,
+        names: Sequence[str],
+        standing: str,
+        *,
+        warm_until: float | None = None,
+        inputs: str | None = None,
     ) -> None:
-        """Record what became of machines."""
+        """Record what became of machines, and what they are told if they start again."""
         table = tables.machines
+        values = {"standing": standing, "warm_until": warm_until}
+        if inputs is not None:
+            values["inputs"] = inputs
         with self.transaction() as connection:
-            connection.execute(
-                update(table)
-                .where(table.c.name.in_(names))
-                .values(standing=standing, warm_until=warm_until)
-            )
+            connection.execute(update(table).where(table.c.name.in_(names)).values(values))
 
     def set_inputs(self, names: Sequence[str], inputs: str) -> None:
         """Record that machines were given other configuration or secrets while they ran."""

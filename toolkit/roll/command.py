@@ -38,6 +38,9 @@ from toolkit.roll.recover import remove_orphans
 from toolkit.roll.run import Roll
 from toolkit.roll.site import Site
 
+NOT_BEGUN = "the next one was not begun; run the same command again to go on"
+"""For the operator who stopped between two rolls."""
+
 
 @dataclass(frozen=True, slots=True)
 class RollResult:
@@ -174,6 +177,7 @@ def roll_role(site: Site, role: str, wanted: Wanted, *, wait_s: float = 0.0) -> 
         Interrupted: The operator asked to stop.
     """
     began = time.monotonic()
+    interrupt.check(NOT_BEGUN)
     with site.held(f"a roll of {role}", wait_s=wait_s) as held:
         need_settled(site)
         remove_orphans(site)
@@ -196,8 +200,10 @@ def roll_back(site: Site, role: str, to: str | None, *, wait_s: float = 0.0) -> 
 
     Raises:
         NotFound: There is no earlier image.
+        Interrupted: The operator asked to stop.
     """
     began = time.monotonic()
+    interrupt.check(NOT_BEGUN)
     with site.held(f"a rollback of {role}", wait_s=wait_s) as held:
         need_settled(site)
         wanted, order = plan_back(site, role, to, roll_id=_new_id())
@@ -221,11 +227,7 @@ def plan_back(
 
 def resume(site: Site, *, wait_s: float = 0.0) -> list[RollResult]:
     """Go on with whatever was cut short: forward, or back when it was on its way back."""
-
-    def proceed(roll: Roll) -> RollReport:
-        return roll.back(reason="resumed") if roll.is_undoing else roll.forward()
-
-    return _take_up(site, proceed, doing="resume", wait_s=wait_s)
+    return _take_up(site, Roll.resume, doing="resume", wait_s=wait_s)
 
 
 def abort(site: Site, *, wait_s: float = 0.0) -> list[RollResult]:
@@ -242,6 +244,7 @@ def _take_up(
     results = []
     with site.held(doing, wait_s=wait_s) as held:
         for record in site.ledger.unfinished_rolls(name):
+            interrupt.check(NOT_BEGUN)
             began = time.monotonic()
             order = _restore_order(site, record)
             site.progress.note(f"{doing} {record.id} of {record.role}")

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from toolkit import interrupt
-from toolkit.errors import OutsideError, SmokeTestsFailed, ToolkitError
+from toolkit.errors import DidNotStart, OutsideError, SmokeTestsFailed, ToolkitError
 from toolkit.ledger.ledger import Ledger, MachineRecord
 from toolkit.model import LaunchOrder, MachineState, SmokeCheck
 from toolkit.ports import HookRunner, MachineProvider, Pool, SmokeRunner
 from toolkit.progress import Progress
 from toolkit.project.model import Timeouts
 from toolkit.roll import lease
-from toolkit.roll.journal import DONE
+from toolkit.roll.journal import DONE, INTENT
 from toolkit.roll.plan import Effect, RollPlan, Step, step_from_data
 from toolkit.roll.watch import Thresholds, difference, judge
 
@@ -32,7 +32,7 @@ RECOVERY_LIMIT_S = 5.0
 """How long a machine that is relied on has to pass the balancer's check again after a failed one;
 on a busy host one check in many is late."""
 
-SWITCHED = "roll.switched"
+SWITCHED, UNDOING = "roll.switched", "roll.undoing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,7 @@ class RollOrder:
         plan: What to do.
         launches: Machine name to launch order: of the new machines, and of the old ones where
             undoing may have to start them again.
+        inputs: Digest over the configuration and secrets that the launch orders carry.
         records: Machine name to what the ledger holds of it, of all machines in the plan.
         timeouts: Deadlines of the steps.
         thresholds: By which new machines are judged while they are watched.
@@ -68,6 +69,7 @@ class RollOrder:
     role: str
     plan: RollPlan
     launches: Mapping[str, LaunchOrder]
+    inputs: str
     records: Mapping[str, MachineRecord]
     timeouts: Timeouts
     thresholds: Thresholds
@@ -108,7 +110,6 @@ class Effects:
         self._crew = crew
         self.report = report
         self.place = {"environment": order.environment, "role": order.role, "roll": order.id}
-        self._drained_at: float | None = None
         self._admitted: list[str] = []
 
     def do(self, one: Step, observed: dict[str, Any]) -> None:
@@ -127,20 +128,31 @@ class Effects:
         """Start machines; what died is out of its pool first."""
         orders = [self._order.launches[name] for name in one.machines]
         ledger, provider, records = self._crew.ledger, self._crew.provider, self._order.records
+        # Configuration and secrets may have changed since the plan was made.
+        told = self._order.inputs
         known = {record.name for record in ledger.machines(self._order.environment)}
         ledger.add_machines(
-            [replace(records[n], standing="new") for n in one.machines if n not in known]
+            [
+                replace(records[name], standing="new", inputs=told)
+                for name in one.machines
+                if name not in known
+            ]
         )
         running = self.running()
         dead = [order for order in orders if order.name not in running]
         # One that died has passed no test since, and keeps its place in the pool: it would serve
         # again as soon as it answers.
-        ledger.set_standing([order.name for order in dead if order.name in known], "new")
+        ledger.set_standing(
+            [order.name for order in dead if order.name in known], "new", inputs=told
+        )
         placed = {target.address for target in self._crew.pool.targets()}
         self._crew.pool.deregister([order.address for order in dead if order.address in placed])
         provider.publish({order.image for order in orders})
         provider.launch(orders)
-        provider.await_running(one.machines, deadline_s=self._order.timeouts.boot_s)
+        try:
+            provider.await_running(one.machines, deadline_s=self._order.timeouts.boot_s)
+        except OutsideError as error:
+            raise DidNotStart(error.message, hint=error.hint) from error
 
     def smoke(self, one: Step, observed: dict[str, Any]) -> None:
         """Run the smoke tests."""
@@ -149,7 +161,7 @@ class Effects:
         ]
         missing = set(one.machines) - {machine.name for machine in live}
         if missing:
-            raise OutsideError(f"{', '.join(sorted(missing))} disappeared before being tested")
+            raise DidNotStart(f"{', '.join(sorted(missing))} disappeared before being tested")
         checks = list(self._crew.smoke.test(live, deadline_s=self._order.timeouts.smoke_s))
         self.report.smoke.extend(checks)
         failed = [check for check in checks if not check.is_passed]
@@ -199,13 +211,12 @@ class Effects:
         self._crew.pool.admit(self._addresses(one.machines))
         self._crew.ledger.set_standing(list(one.machines), "member")
         self._admitted += one.machines
-        if self._drained_at is not None and self._order.plan.strategy == "stateful":
-            self.report.downtime_s = time.monotonic() - self._drained_at
+        if self._order.plan.strategy == "stateful":
+            entries = self._crew.ledger.roll_entries(self._order.id)
+            self.report.downtime_s = downtime_s(entries, now=time.time())
 
     def drain(self, one: Step, _observed: dict[str, Any]) -> None:
         """Let no new request reach the machines."""
-        if self._drained_at is None:
-            self._drained_at = time.monotonic()
         if self._order.plan.strategy != "stateful":
             # What takes over was admitted some time ago, and may have failed since.
             self.need_serving([name for name in self._admitted if name not in one.machines])
@@ -322,6 +333,35 @@ ACTIONS: Mapping[Effect, Callable[[Effects, Step, dict[str, Any]], None]] = {
     Effect.DESTROY: Effects.destroy,
 }
 """Every effect has its action; a test makes sure of it."""
+
+
+def downtime_s(entries: Iterable[Mapping[str, Any]], *, now: float) -> float | None:
+    """Return how long the one machine of a role served nobody; None when it never drained. Pure.
+
+    A roll that was taken up has done steps again that changed nothing: on either way, forward and
+    back, only the first drain and the first admission count.
+
+    Args:
+        entries: Of the roll, oldest first.
+        now: Seconds since the epoch, for a downtime that ends now.
+    """
+    total_s: float | None = None
+    since: float | None = None
+    seen: set[tuple[str, str]] = set()
+    for entry in entries:
+        if entry["kind"] == UNDOING:
+            seen.clear()
+        what = entry["kind"], entry["data"].get("effect", "")
+        if what in seen:
+            continue
+        seen.add(what)
+        if what == (INTENT, Effect.DRAIN) and since is None:
+            since, total_s = entry["time"], total_s or 0.0
+        elif what == (DONE, Effect.ADMIT) and since is not None:
+            since, total_s = None, (total_s or 0.0) + max(entry["time"] - since, 0.0)
+    if since is not None:
+        total_s = (total_s or 0.0) + max(now - since, 0.0)
+    return total_s
 
 
 def _last_line(message: str) -> str:

@@ -194,6 +194,7 @@ def make_order(
             one.name: inputs.order(one.name, image=one.image, address=one.address)
             for one in records
         },
+        inputs=inputs.digest,
         records={one.name: one for one in records},
         timeouts=deployment.timeouts,
         thresholds=Thresholds(soak.max_error_percent, soak.min_requests, soak.max_response_ratio),

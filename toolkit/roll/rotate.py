@@ -22,12 +22,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit import shell
+from toolkit import interrupt, shell
 from toolkit.errors import ConfigurationError, OutsideError, ToolkitError
 from toolkit.ledger.ledger import MachineRecord
 from toolkit.progress import step
 from toolkit.project.model import SecretSpec
-from toolkit.roll.command import need_settled, need_up, resume, roll_role
+from toolkit.roll.command import NOT_BEGUN, need_settled, need_up, resume, roll_role
 from toolkit.roll.journal import Journal
 from toolkit.roll.lease import Lease
 from toolkit.roll.prepare import choose, gather_inputs
@@ -149,6 +149,7 @@ def _is_under_way(site: Site, name: str) -> bool:
 
 @contextmanager
 def _held(site: Site, doing: str, wait_s: float) -> Iterator[Lease]:
+    interrupt.check(NOT_BEGUN)
     with site.held(doing, wait_s=wait_s) as held:
         need_settled(site)
         yield held

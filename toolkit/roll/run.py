@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from toolkit import interrupt
-from toolkit.errors import Interrupted, LeaseHeld, RolledBack, SmokeTestsFailed, ToolkitError
+from toolkit import errors, interrupt
+from toolkit.errors import (
+    DidNotStart,
+    Interrupted,
+    LeaseHeld,
+    RolledBack,
+    SmokeTestsFailed,
+    ToolkitError,
+)
 from toolkit.progress import step
-from toolkit.roll.effects import SWITCHED, Crew, Effects, RollOrder, RollReport
+from toolkit.roll.effects import SWITCHED, UNDOING, Crew, Effects, RollOrder, RollReport
 from toolkit.roll.journal import INTENT, Journal
 from toolkit.roll.plan import (
     Effect,
@@ -18,8 +26,6 @@ from toolkit.roll.plan import (
     step_from_data,
     step_to_data,
 )
-
-UNDOING = "roll.undoing"
 
 
 class Roll:
@@ -47,8 +53,9 @@ class Roll:
         Raises:
             SmokeTestsFailed: New machines failed and were discarded; nothing was registered.
             RolledBack: A later step failed; the old machines serve again.
+            ToolkitError: The hook, the disk or an outside system failed before anything was
+                registered; going back failed too; or a step after the switch failed.
             Interrupted: The operator asked to stop; the roll can be resumed or aborted.
-            ToolkitError: Going back failed too, or a step after the switch failed.
         """
         if self._has_entry(SWITCHED):
             self._restore_serving()
@@ -61,7 +68,7 @@ class Roll:
             except (Interrupted, LeaseHeld):
                 raise
             except ToolkitError as error:
-                self.back(reason=error.message)
+                self.back(reason=error.message, cause=error)
                 raise self._verdict(error) from error
             self._effects.note(SWITCHED, {"machines": list(self._order.plan.new)})
         for one in self._order.plan.finish:
@@ -70,11 +77,29 @@ class Roll:
         self.report.outcome = "rolled"
         return self.report
 
-    def back(self, *, reason: str) -> RollReport:
+    def resume(self) -> RollReport:
+        """Go on: forward, or back when the roll was on its way back; it ends as it would have.
+
+        Raises:
+            ToolkitError: As `forward` does.
+        """
+        undoing = self._entry(UNDOING)
+        if undoing is None:
+            return self.forward()
+        self.back(reason="resumed")
+        # An operator's abort has no cause and is no failure.
+        name = undoing.get("cause")
+        if name is None:
+            return self.report
+        cause: type[ToolkitError] = getattr(errors, name)
+        raise self._verdict(cause(undoing["reason"]))
+
+    def back(self, *, reason: str, cause: ToolkitError | None = None) -> RollReport:
         """Return to the machines that served before, from wherever the roll has got to.
 
         Args:
             reason: Why, for the ledger.
+            cause: What failed, if anything did.
 
         Raises:
             ToolkitError: A step back failed; resuming tries again.
@@ -83,7 +108,8 @@ class Roll:
         # What was begun going forward is fixed by the first entry of its kind.
         begun = self._begun()
         if not self._has_entry(UNDOING):
-            self._effects.note(UNDOING, {"reason": reason})
+            name = type(cause).__name__ if cause else None
+            self._effects.note(UNDOING, {"reason": reason, "cause": name})
         for one in plan_undo(self._order.plan, begun, untested=self._untested()):
             self._do(one)
         self.report.outcome = "rolled-back" if self._has_touched_pool(begun) else "discarded"
@@ -93,11 +119,6 @@ class Roll:
         """Do the steps of the switch and undo nothing: the machines are meant to exist."""
         for one in self._order.plan.switch:
             self._do(one)
-
-    @property
-    def is_undoing(self) -> bool:
-        """Whether the roll was already on its way back."""
-        return self._has_entry(UNDOING)
 
     def _restore_serving(self) -> None:
         """Have new machines serve that did when the roll was cut short; old ones go only then."""
@@ -137,10 +158,12 @@ class Roll:
             return RolledBack(f"rolled back: {cause.message}", hint=cause.hint)
         if isinstance(cause, SmokeTestsFailed):
             return cause
-        # A machine that does not even start has failed before its first test.
-        return SmokeTestsFailed(
-            f"new machines did not come up and were discarded: {cause.message}", hint=cause.hint
-        )
+        if isinstance(cause, DidNotStart):
+            # It has failed before its first test.
+            return SmokeTestsFailed(
+                f"new machines did not come up and were discarded: {cause.message}", hint=cause.hint
+            )
+        return type(cause)(f"discarded: {cause.message}", hint=cause.hint)
 
     def _do(self, one: Step) -> None:
         data = step_to_data(one)
@@ -156,8 +179,12 @@ class Roll:
             self.report.seconds[one.effect.value] += time.monotonic() - began
 
     def _has_entry(self, kind: str) -> bool:
+        return self._entry(kind) is not None
+
+    def _entry(self, kind: str) -> Mapping[str, Any] | None:
+        """Return the data of the roll's first entry of a kind, or None."""
         entries = self._crew.ledger.roll_entries(self._order.id)
-        return any(entry["kind"] == kind for entry in entries)
+        return next((entry["data"] for entry in entries if entry["kind"] == kind), None)
 
 
 def _describe(one: Step) -> str:
