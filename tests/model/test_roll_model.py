@@ -75,7 +75,7 @@ class Clock:
         self.while_sleeping()
 
 
-TIMED = (ledger_module, command, effects, expire, journal, lease, prepare, run)
+TIMED = (ledger_module, command, effects, journal, lease, prepare, run)
 
 trouble = st.one_of(
     st.none(),
