@@ -155,6 +155,7 @@ def open_site(workplace: Workplace, environment_name: str) -> Iterator[Site]:
             ledger=ledger,
             progress=workplace.progress,
             sweepers=(provider.sweep, smoke.sweep, hooks.sweep),
+            remove_runtime=lambda: remove_runtime(state, environment.name),
         )
 
 

@@ -14,7 +14,9 @@ import pytest
 from bench.echo import set_note
 from tests.support.breakage import eventually, gate, is_plain, serving, settle
 from tests.support.site import EchoSite
+from tests.support.traces import leftovers
 from toolkit.ledger.database import open_ledger
+from toolkit.state import State
 
 pytestmark = pytest.mark.host
 
@@ -155,6 +157,26 @@ def test_operators_roll_at_once(site, operators, rounds):
             rolls = opened.ledger.rolls(site.environment, "echo")
     # The first version, what `settle` may have needed, and one roll for each round.
     assert len(rolls) in range(rounds + 1, rounds + 1 + 4 + 2)
+
+
+def test_up_that_is_refused_leaves_the_files_of_the_one_that_runs(new_echo):
+    """The first `up` of an environment is under way: it is not recorded as up yet."""
+    site = new_echo()
+    state = State(site.state)
+    files = [
+        state.runtime / site.environment / "balancer" / "haproxy.pid",
+        state.ram / site.environment / "edge.pem",
+    ]
+    with site.opened() as opened, opened.held("up"):
+        try:
+            for file in files:
+                file.parent.mkdir(parents=True)
+                file.write_text("of the one that runs")
+            assert is_plain(site.toolkit.run("up", site.environment), 6)
+            assert [file for file in files if not file.exists()] == []
+        finally:
+            opened.remove_runtime()
+    assert leftovers(site.state, site.state_id, [], site.environment) == []
 
 
 def test_who_waits_comes_next(site):

@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.contract.pool import PATIENCE_S, PLACES, PoolContract, eventually, serving
+from tests.support.fakes import make_deployment, make_environment, make_project
 from toolkit.errors import ConfigurationError, DeadlineExceeded, OutsideError
 from toolkit.network.namespaces import EnvironmentNetwork
 from toolkit.pools import haproxy_config, haproxy_socket
@@ -39,6 +40,7 @@ from toolkit.pools.haproxy_config import (
     UpstreamTls,
 )
 from toolkit.pools.haproxy_pool import HaproxyPool
+from toolkit.pools.local import LocalBalancer
 
 pytestmark = pytest.mark.host
 
@@ -564,6 +566,38 @@ class TestReload:
         assert app.targets() == targets
         assert {get(ground.port("app"))[1] for _ in range(10)} == {MACHINES[0]}
         app.await_healthy([MACHINES[0], MACHINES[2]], deadline_s=PATIENCE_S)
+
+    def test_a_fleet_keeps_its_places_when_fewer_machines_are_wanted(self, tmp_path: Path) -> None:
+        network = EnvironmentNetwork(namespace=f"tkt{secrets.token_hex(4)}", network=NETWORK)
+
+        def balancer(machines: int) -> LocalBalancer:
+            deployment = make_deployment(machines=machines)
+            return LocalBalancer(
+                make_project(deployment),
+                make_environment(deployment, NETWORK),
+                namespace=network.namespace,
+                runtime=tmp_path / "runtime" / "balancer",
+                ram=tmp_path / "ram",
+                edge_secrets=dict,
+                newest_version=lambda: None,
+            )
+
+        large, small = balancer(4), balancer(1)
+        try:
+            network.up()
+            large.ensure()
+            pool = large.pools()["app"]
+            # The first four places were those of the machines that these have replaced.
+            pool.register(NOBODY[:4])
+            pool.register([*NOBODY[4:], *MACHINES])
+            pool.deregister(NOBODY[:4])
+            before = [target.address for target in pool.targets()]
+            assert len(before) == 5
+            small.ensure()
+            assert [target.address for target in small.pools()["app"].targets()] == before
+        finally:
+            small.stop()
+            network.down()
 
     def test_one_that_is_unhealthy_stays_so(self, ground: Ground, app: HaproxyPool) -> None:
         put_into_service(app, *MACHINES[:2])

@@ -38,7 +38,7 @@ from toolkit.roll.observe import drift
 from toolkit.roll.prepare import Wanted
 
 ENVIRONMENT, ROLE = "test", "app"
-MOST_MACHINES = 3
+MOST_MACHINES = 4
 TEN_YEARS_S = 10 * 365 * 86400.0
 DEAD_PROCESS = "999999999 1 00000000-0000-0000-0000-000000000000"
 
@@ -133,8 +133,7 @@ class RollModel(RuleBasedStateMachine):
             keep_warm_s=0.0 if stateful else keep_warm_s,
             has_snapshot=has_snapshot,
         )
-        largest = replace(self.deployment, machines=MOST_MACHINES)
-        self.fake: FakeSite = make_site(self.ledger, largest).with_deployment(self.deployment)
+        self.fake: FakeSite = make_site(self.ledger, self.deployment)
         self.images = [one.digest for one in reversed(self.fake.site.images.images())]
         self.clock.while_sleeping = self._traffic
 

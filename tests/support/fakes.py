@@ -32,6 +32,7 @@ from toolkit.model import (
     TargetState,
     release_of,
 )
+from toolkit.pools.local import LocalBalancer
 from toolkit.progress import Silence
 from toolkit.project.model import (
     BaseSpec,
@@ -46,6 +47,9 @@ from toolkit.project.model import (
     Timeouts,
 )
 from toolkit.roll.site import Site
+
+NOWHERE = Path("/nowhere")
+NETWORK = ipaddress.IPv4Network("10.9.0.0/26")
 
 Moment = Callable[[str], None]
 """Called with a name just before and just after whatever a provider changes."""
@@ -183,6 +187,11 @@ class FakePool:
             if place is not None and place.address in addresses:
                 with self.world.change("deregister"):
                     self.places[number] = None
+
+    def declare(self, places: int) -> None:
+        """Have so many places from now on."""
+        with self.world.change("reload"):
+            self.places = (self.places + [None] * places)[:places]
 
     def serving(self) -> set[str]:
         """Return the addresses that get requests and answer them."""
@@ -358,6 +367,31 @@ class FakeSwitch:
         return self.has_newest
 
 
+class FakeBalancer(FakeSwitch):
+    """A balancer whose pool has as many places as the local one would declare.
+
+    A reload drops whoever has a place that is not declared any more, as HAProxy does.
+    """
+
+    def __init__(self, pool: "FakePool", deployment: Deployment) -> None:
+        super().__init__()
+        self._pool = pool
+        config = LocalBalancer(
+            make_project(deployment),
+            make_environment(deployment),
+            namespace="test",
+            runtime=NOWHERE / "balancer",
+            ram=NOWHERE,
+            edge_secrets=dict,
+            newest_version=lambda: None,
+        ).config
+        self.places = config.pools[0].slots
+
+    def ensure(self) -> None:
+        super().ensure()
+        self._pool.declare(self.places)
+
+
 class FakeSecrets:
     """Grants nothing to anybody."""
 
@@ -453,30 +487,42 @@ class FakeSite:
     provider: FakeProvider
     smoke: FakeSmoke
     hooks: FakeHooks
-    balancer: FakeSwitch
+    balancer: FakeBalancer
     site: Site
 
     def with_deployment(self, deployment: Deployment) -> "FakeSite":
         """Return the same world under another definition of the environment."""
         environment = replace(self.site.environment, deployments={deployment.role: deployment})
-        return replace(self, site=replace(self.site, environment=environment))
+        balancer = FakeBalancer(self.pool, deployment)
+        balancer.is_on = self.balancer.is_on
+        site = replace(self.site, environment=environment, balancer=balancer)
+        return replace(self, balancer=balancer, site=site)
+
+
+def make_project(deployment: Deployment) -> Project:
+    spec = make_role(deployment.role, is_stateful=deployment.strategy == "stateful")
+    base = BaseSpec("bookworm", None, ())
+    return Project(NOWHERE, "shop", "/src", base, {deployment.role: spec})
+
+
+def make_environment(
+    deployment: Deployment, network: ipaddress.IPv4Network = NETWORK
+) -> Environment:
+    keys = KeySetting(NOWHERE, None)
+    return Environment("test", NOWHERE, network, keys, {deployment.role: deployment})
 
 
 def make_site(ledger: Ledger, deployment: Deployment, *, versions: int = 3) -> FakeSite:
     """Put an environment of one role together; the ledger has it up."""
     role = deployment.role
     world = World()
-    pool = FakePool(world, places=2 * deployment.machines + 2)
+    pool = FakePool(world, places=0)
     provider, smoke = FakeProvider(world, "test"), FakeSmoke(world)
-    hooks, balancer = FakeHooks(), FakeSwitch()
-    spec = make_role(role, is_stateful=deployment.strategy == "stateful")
-    nowhere = Path("/nowhere")
+    hooks, balancer = FakeHooks(), FakeBalancer(pool, deployment)
+    balancer.ensure()
     site = Site(
-        project=Project(nowhere, "shop", "/src", BaseSpec("bookworm", None, ()), {role: spec}),
-        environment=Environment(
-            "test", nowhere, ipaddress.IPv4Network("10.9.0.0/26"), KeySetting(nowhere, None),
-            {role: deployment},
-        ),
+        project=make_project(deployment),
+        environment=make_environment(deployment),
         network=FakeSwitch(),
         balancer=balancer,
         pools={role: pool},
@@ -487,7 +533,7 @@ def make_site(ledger: Ledger, deployment: Deployment, *, versions: int = 3) -> F
         images=FakeImages(role, versions),
         ledger=ledger,
         progress=Silence(),
-    )  # fmt: skip
+    )
     if not ledger.is_up("test"):
         ledger.set_up("test", is_up=True)
     return FakeSite(world, pool, provider, smoke, hooks, balancer, site)

@@ -19,6 +19,7 @@ from toolkit.cli.roll import in_turn
 from toolkit.errors import (
     ConfigurationError,
     Interrupted,
+    LeaseHeld,
     NotFound,
     OutsideError,
     RolledBack,
@@ -466,6 +467,47 @@ def test_down_ends_an_unfinished_roll(fake: FakeSite) -> None:
     assert fake.site.ledger.unfinished_rolls("test") == []
     assert fake.provider.found == {}
     assert fake.site.ledger.machines("test") == []
+
+
+def test_down_removes_files_before_anybody_else_may_make_them(
+    fake: FakeSite, tmp_path: Path
+) -> None:
+    volumes = tmp_path / "volumes"
+    volumes.mkdir()
+    removed = []
+
+    def remove() -> None:
+        with pytest.raises(LeaseHeld), fake.site.held("up"):
+            pass
+        removed.append(not volumes.exists())
+
+    site = replace(fake.site, remove_runtime=remove)
+    take_down(site, volumes=volumes)
+    assert removed == [True]
+
+
+def test_first_up_that_fails_removes_its_files_before_anybody_else_may_make_them(
+    fake: FakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed = []
+
+    def refuse() -> None:
+        raise OutsideError("no")
+
+    def remove() -> None:
+        with pytest.raises(LeaseHeld), fake.site.held("up"):
+            pass
+        removed.append(fake.balancer.is_on)
+
+    monkeypatch.setattr(fake.balancer, "ensure", refuse)
+    site = replace(fake.site, remove_runtime=remove)
+    with pytest.raises(OutsideError):
+        bring_up(site)
+    assert removed == []
+    site.ledger.set_up("test", is_up=False)
+    with pytest.raises(OutsideError):
+        bring_up(site)
+    assert removed == [False]
 
 
 def test_orphans_are_found_and_removed(fake: FakeSite) -> None:

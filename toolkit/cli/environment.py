@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import click
 
 from toolkit.cli.context import Context, json_option
@@ -30,11 +28,7 @@ def up(context: Context, environment: str, repair: bool) -> None:
 
     context.need_root()
     with wiring.open_site(context, environment) as site:
-        try:
-            machines = bring_up(site, is_repair=repair)
-        finally:
-            if not site.ledger.is_up(environment):
-                wiring.remove_runtime(context.state, environment)
+        machines = bring_up(site, is_repair=repair)
         need_settled(site)
         public = {
             role: f"https://{deployment.public}/"
@@ -69,10 +63,7 @@ def down(context: Context, environment: str, volumes: bool) -> None:
     context.need_root()
     kept = context.state.volumes(environment)
     with wiring.open_site(context, environment) as site:
-        machines = take_down(site)
-        if volumes:
-            shutil.rmtree(kept, ignore_errors=True)
-    wiring.remove_runtime(context.state, environment)
+        machines = take_down(site, volumes=kept if volumes else None)
     lines = [f"{environment} is down, {len(machines)} machines removed"]
     if kept.is_dir():
         lines.append(f"  its volumes are kept in {kept}")

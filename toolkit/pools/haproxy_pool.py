@@ -93,6 +93,7 @@ class HaproxyPool:
     def __init__(self, *, balancer: HaproxyProcess, config: PoolConfig) -> None:
         self._balancer = balancer
         self._role = config.role
+        self._declared = config.slots
         self._backend = backend_name(config.role)
         self._machine_port = config.machine_port
         self._passed = "L4OK" if config.protocol is Protocol.TCP else "L7OK"
@@ -124,7 +125,8 @@ class HaproxyPool:
         if len(new) > len(free):
             raise OutsideError(
                 f"pool {self._role} has {len(free)} free slots, {len(new)} are needed",
-                hint=f"raise the number of slots of {self._role}, now {len(slots)}",
+                hint=f"'toolkit up' gives the balancer its present configuration, which declares "
+                f"{self._declared}; it runs with {len(slots)}",
             )
         commands: list[str] = []
         for address, slot in zip(new, free, strict=False):

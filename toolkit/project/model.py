@@ -6,7 +6,10 @@ import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+MOST_MACHINES: Final = 50
+"""That a role may have in an environment."""
 
 
 @dataclass(frozen=True, slots=True)

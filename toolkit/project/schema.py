@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from toolkit.project.model import MOST_MACHINES
+
 NAME_PATTERN = r"^[a-z][a-z0-9_]{0,30}$"
 """A role's name: an Ansible role, an inventory group and part of machine names at once."""
 
@@ -131,7 +133,7 @@ class SoakEntry(Strict):
 class DeploymentEntry(Strict):
     """A role in an environment."""
 
-    machines: int = Field(ge=1, le=50)
+    machines: int = Field(ge=1, le=MOST_MACHINES)
     public: Annotated[str, AfterValidator(_loopback)] | None = None
     strategy: Literal["rolling", "blue-green", "canary", "stateful"] | None = None
     batch: int | None = Field(None, ge=1)

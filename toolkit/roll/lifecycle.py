@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 from toolkit.errors import ToolkitError
 from toolkit.model import MachineState, TargetState
 from toolkit.progress import step
@@ -49,6 +52,7 @@ def bring_up(site: Site, *, is_repair: bool = False) -> list[str]:
             if not was_up:
                 site.balancer.stop()
                 site.network.down()
+                site.remove_runtime()
             raise
         if not was_up:
             held.ledger.set_up(name, is_up=True)
@@ -63,8 +67,12 @@ def bring_up(site: Site, *, is_repair: bool = False) -> list[str]:
         ]
 
 
-def take_down(site: Site) -> list[str]:
-    """Remove the environment's machines, balancer and network; volumes stay.
+def take_down(site: Site, *, volumes: Path | None = None) -> list[str]:
+    """Remove the environment's machines, balancer and network.
+
+    Args:
+        site: Where.
+        volumes: Directory of its data volumes, if they are to go too.
 
     Returns:
         Names of the machines that were removed.
@@ -87,6 +95,10 @@ def take_down(site: Site) -> list[str]:
         ledger.forget_machines(machines)
         with step(site.progress, f"network of {name}"), journal.effect("network", {}):
             site.network.down()
+        # Under the lease: whoever holds it next has files of its own in the same places.
+        if volumes is not None:
+            shutil.rmtree(volumes, ignore_errors=True)
+        site.remove_runtime()
         if ledger.is_up(name):
             ledger.set_up(name, is_up=False)
         return machines

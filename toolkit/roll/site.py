@@ -41,6 +41,8 @@ class Site:
         ledger: What was done, and what is meant to exist.
         progress: Hears of every step.
         sweepers: Each removes what a killed command has left half-way, of one kind.
+        remove_runtime: Removes what an environment that is down has left in RAM and for this start
+            of the host; only for who holds the lease.
     """
 
     project: Project
@@ -56,6 +58,7 @@ class Site:
     ledger: Ledger
     progress: Progress
     sweepers: Sequence[Callable[[], None]] = ()
+    remove_runtime: Callable[[], None] = lambda: None
 
     @contextmanager
     def held(self, doing: str, *, wait_s: float = 0.0) -> Iterator[Lease]:
