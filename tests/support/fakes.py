@@ -335,6 +335,7 @@ class FakeSwitch:
     def __init__(self) -> None:
         self.is_on = True
         self.has_newest = True
+        self.renewals = 0
 
     def up(self) -> None:
         self.is_on = True
@@ -356,6 +357,9 @@ class FakeSwitch:
 
     def is_current(self) -> bool:
         return self.has_newest
+
+    def renew(self) -> None:
+        self.renewals += 1
 
 
 class FakeSecrets:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from toolkit.ledger.ledger import Ledger, MachineRecord
 from toolkit.model import MachineState
+from toolkit.roll.journal import Journal
 from toolkit.roll.lease import Lease, host_uptime
 from toolkit.roll.prepare import previous_roll
 from toolkit.roll.recover import find_orphans, remove_orphans
@@ -30,7 +31,8 @@ def retire(site: Site, *, is_dry_run: bool) -> list[str]:
         # Looked at again: a rollback may have taken a warm machine back into service meanwhile.
         expired = _find_expired(site)
         remove_machines(site, held, expired)
-        orphans = remove_orphans(site) if not site.ledger.unfinished_rolls(name) else []
+        is_settled = not site.ledger.unfinished_rolls(name)
+        orphans = remove_orphans(site, held.ledger) if is_settled else []
         return [*(one.name for one in expired), *orphans]
 
 
@@ -38,13 +40,14 @@ def remove_machines(site: Site, held: Lease, machines: Sequence[MachineRecord]) 
     """Remove machines that serve nobody."""
     name = site.environment.name
     for one in machines:
-        if one.role in site.pools and site.balancer.is_running():
-            site.pools[one.role].deregister([one.address])
-        site.provider.destroy([one.name], deadline_s=STOP_DEADLINE_S)
-        held.ledger.forget_machines([one.name])
-        held.ledger.append(
-            "machine.retired", {"machine": one.name}, environment=name, role=one.role
-        )
+        place = {"environment": name, "role": one.role}
+        journal = Journal(held.ledger, place, scope="gc")
+        with journal.effect("retire", {"machine": one.name}):
+            if one.role in site.pools and site.balancer.is_running():
+                site.pools[one.role].deregister([one.address])
+            site.provider.destroy([one.name], deadline_s=STOP_DEADLINE_S)
+            held.ledger.forget_machines([one.name])
+        held.ledger.append("machine.retired", {"machine": one.name}, **place)
 
 
 def _find_retired(site: Site) -> list[str]:

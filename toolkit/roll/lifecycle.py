@@ -52,7 +52,7 @@ def bring_up(site: Site, *, is_repair: bool = False) -> list[str]:
             raise
         if not was_up:
             held.ledger.set_up(name, is_up=True)
-        remove_orphans(site)
+        remove_orphans(site, held.ledger)
         # What a roll that was cut short has left half-way is for resume or abort to decide.
         unfinished = {roll.role for roll in site.ledger.unfinished_rolls(name)}
         return [
@@ -106,8 +106,10 @@ def _restore(site: Site, role: str, held: Lease, *, is_repair: bool) -> list[str
     pool = site.pools[role]
     states = {target.address: target.state for target in pool.targets()}
     if is_repair:
-        known = {one.address for one in records}
-        pool.deregister([address for address in states if address not in known])
+        strangers = sorted(set(states) - {one.address for one in records})
+        journal = Journal(held.ledger, {"environment": name, "role": role}, scope="repair")
+        with journal.effect("places", {"addresses": strangers}):
+            pool.deregister(strangers)
     absent = [
         one
         for one in members
