@@ -118,16 +118,21 @@ def test_gc(case: Case, siege: Siege):
         opened.pools["echo"].deregister([records[stranger].address])
         opened.ledger.forget_machines([stranger])
         opened.ledger.set_standing([expired], "warm", warm_until=1.0)
+        rolls = [one.id for one in opened.ledger.rolls(site.environment, "echo")][:2]
+    copies = site.state / "environments" / site.environment / "snapshots"
+    for roll in rolls:
+        (copies / f"keeper-data-{roll}").mkdir(parents=True, exist_ok=True)
     kept = set(site.machines()) - {expired, stranger}
     with siege.watched() as watch:
-        killed = siege.killed_at(case.point, "gc", "--keep", "9")
+        killed = siege.killed_at(case.point, "gc", "--keep", "9", "--keep-snapshots", "1")
         assert killed.exit_code == -9, killed.stderr
         if case.recovery == "abort":
             # Which removes what nobody knows; what has expired is left to `gc`.
             assert site.toolkit.result("abort", site.environment) == []
-        recover(siege, "gc", "--keep", "9")
+        recover(siege, "gc", "--keep", "9", "--keep-snapshots", "1")
     siege.check_capacity(watch)
     assert set(site.machines()) == kept
+    assert [path.name for path in copies.iterdir()] == [f"keeper-data-{rolls[0]}"]
     siege.define("echo")
     check_all(siege)
 

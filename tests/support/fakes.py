@@ -28,6 +28,7 @@ from toolkit.model import (
     Release,
     Secret,
     SmokeCheck,
+    Snapshot,
     Target,
     TargetState,
     release_of,
@@ -274,6 +275,15 @@ class FakeProvider:
         if f"{role}-{label}" not in self.copies:
             self.copies.append(f"{role}-{label}")
         return [f"{role}-{label}"]
+
+    def snapshots(self) -> Sequence[Snapshot]:
+        found = [name.rpartition("-roll-") for name in self.copies]
+        return [Snapshot(volume, f"roll-{number}") for volume, _, number in found]
+
+    def remove_snapshots(self, snapshots: Collection[Snapshot]) -> None:
+        gone = {one.name for one in snapshots}
+        with self._world.change("remove snapshots"):
+            self.copies = [name for name in self.copies if name not in gone]
 
     def destroy(self, names: Collection[str], *, deadline_s: float) -> None:
         for name in names:

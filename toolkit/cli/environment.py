@@ -53,7 +53,11 @@ def up(context: Context, environment: str, repair: bool) -> None:
 
 @click.command()
 @click.argument("environment")
-@click.option("--volumes", is_flag=True, help="Remove the data volumes too. There is no way back.")
+@click.option(
+    "--volumes",
+    is_flag=True,
+    help="Remove the data volumes and their copies too. There is no way back.",
+)
 @json_option
 @click.pass_obj
 def down(context: Context, environment: str, volumes: bool) -> None:
@@ -72,6 +76,7 @@ def down(context: Context, environment: str, volumes: bool) -> None:
         machines = take_down(site)
         if volumes:
             shutil.rmtree(kept, ignore_errors=True)
+            shutil.rmtree(context.state.snapshots(environment), ignore_errors=True)
     wiring.remove_runtime(context.state, environment)
     lines = [f"{environment} is down, {len(machines)} machines removed"]
     if kept.is_dir():
