@@ -35,7 +35,7 @@ from toolkit.project.model import Canary, Soak
 from toolkit.roll import command, effects, prepare, rotate
 from toolkit.roll.expire import retire
 from toolkit.roll.lifecycle import bring_up, take_down
-from toolkit.roll.observe import observe
+from toolkit.roll.observe import drift, observe
 from toolkit.roll.prepare import Wanted
 from toolkit.roll.recover import find_drift, find_orphans, remove_orphans
 
@@ -759,3 +759,16 @@ def test_certificate_of_an_environment_that_was_taken_down_is_left_alone(fake: F
     with pytest.raises(ConfigurationError, match="is not up"):
         rotate._renew_balancer(fake.site, "edge_tls", wait_s=0.0)
     assert fake.balancer.renewals == 0
+
+
+def test_status_does_not_send_to_up_with_what_up_leaves_alone(fake: FakeSite) -> None:
+    roll(fake, 1)
+    cut_short(fake, 2, at="drain after")
+    told = drift(fake.site)
+    assert any("has it drained" in one for one in told)
+    assert not any("--repair" in one for one in told)
+    assert "'toolkit resume test'" in told[-1] and "'toolkit abort test'" in told[-1]
+    command.abort(fake.site)
+    [place, _] = [one for one in fake.pool.places if one]
+    fake.pool.drain([place.address])
+    assert "'toolkit up test --repair' puts this right" in drift(fake.site)

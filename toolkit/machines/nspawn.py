@@ -215,15 +215,6 @@ class NspawnProvider:
         for partial in self._snapshots.glob(".*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
 
-    def remove_traces(self) -> None:
-        """Remove what no machine uses: runtime files of this environment."""
-        for path in self._directory.glob("*"):
-            path.unlink(missing_ok=True)
-        try:
-            self._directory.rmdir()
-        except OSError:
-            pass
-
     @property
     def _directory(self) -> Path:
         return self._state.runtime / self._environment / "machines"
