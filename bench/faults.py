@@ -29,7 +29,7 @@ from bench.load.process import LoadProcess
 from bench.load.report import Report
 from examples.command import Answer, Running, Toolkit
 from toolkit import faults
-from toolkit.errors import ConfigurationError, ToolkitError
+from toolkit.errors import EXIT_INTERRUPTED, ConfigurationError, ToolkitError
 from toolkit.machines.processes import children, read_pid_file
 from toolkit.progress import Lines, Progress, step
 from toolkit.state import State
@@ -66,6 +66,24 @@ class Turn:
     problem: str
 
 
+Codes = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """What was done to one roll.
+
+    Attributes:
+        fault: In words.
+        answers: Of all commands, in order.
+        allowed: The exit codes that they should have had, of one kind or another.
+    """
+
+    fault: str
+    answers: Sequence[Answer]
+    allowed: Sequence[Codes]
+
+
 class Arena:
     """The environment under fire.
 
@@ -79,23 +97,25 @@ class Arena:
         self._chance = chance
         self._version = "v1"
 
-    def undisturbed(self) -> tuple[str, list[Answer]]:
+    def undisturbed(self) -> Deed:
         """Roll to the other version."""
-        return "none", [self._roll().wait()]
+        return Deed("none", [self._roll().wait()], [(0,)])
 
-    def broken_version(self) -> tuple[str, list[Answer]]:
+    def broken_version(self) -> Deed:
         """Roll to a version that does not start."""
-        return "version does not start", [self._roll(DOES_NOT_START).wait()]
+        return Deed("version does not start", [self._roll(DOES_NOT_START).wait()], [(4,)])
 
-    def dying_machine(self) -> tuple[str, list[Answer]]:
+    def dying_machine(self) -> Deed:
         """Kill a new machine while it is tested, or while the balancer checks it."""
         moment = self._chance.choice(["smoke", "await-healthy"])
         running = self._roll()
         machines = _await_step(running, moment)
         self._end_machine(self._chance.choice(machines))
-        return f"new machine dies in {moment}", [running.wait()]
+        # Whether it was known to the balancer when it died is a matter of a moment.
+        allowed = [(4,)] if moment == "smoke" else [(4,), (5,)]
+        return Deed(f"new machine dies in {moment}", [running.wait()], allowed)
 
-    def killed(self) -> tuple[str, list[Answer]]:
+    def killed(self) -> Deed:
         """Kill the toolkit at a failpoint; then go on, or go back."""
         effect, moment = self._chance.choice(EFFECTS), self._chance.choice(faults.MOMENTS)
         way = self._chance.choice(["resume", "abort"])
@@ -103,22 +123,27 @@ class Arena:
         prefix = ["env", f"{faults.VARIABLE}={point}"]
         tool = Toolkit(self.lab.project.root, self.lab.state, prefix=prefix)
         killed = self._roll(tool=tool).wait()
-        return f"killed at {point}, {way}", [killed, self.lab.toolkit.run(way, ENVIRONMENT)]
+        answers = [killed, self.lab.toolkit.run(way, ENVIRONMENT)]
+        return Deed(f"killed at {point}, {way}", answers, [(-signal.SIGKILL, 0)])
 
-    def interrupted(self) -> tuple[str, list[Answer]]:
+    def interrupted(self) -> Deed:
         """Press Ctrl-C once or twice at some step; then go on."""
-        times, effect = self._chance.choice([1, 2]), self._chance.choice(EFFECTS[:-2])
+        times, effect = self._chance.choice([1, 2]), self._chance.choice(EFFECTS)
         running = self._roll()
         _await_step(running, effect)
         for _ in range(times):
             running.send(signal.SIGINT)
         answers = [running.wait(), self.lab.toolkit.run("resume", ENVIRONMENT)]
-        return f"Ctrl-C {times}x in {effect}", answers
+        # In its last steps the roll may have ended before it came to a safe point.
+        allowed = [(EXIT_INTERRUPTED, 0), *([(0, 0)] if effect in EFFECTS[-3:] else [])]
+        return Deed(f"Ctrl-C {times}x in {effect}", answers, allowed)
 
-    def contended(self) -> tuple[str, list[Answer]]:
+    def contended(self) -> Deed:
         """Have two operators roll at once."""
         both = [self._roll(), self._roll()]
-        return "two operators", sorted((one.wait() for one in both), key=lambda a: a.exit_code)
+        answers = sorted((one.wait() for one in both), key=lambda a: a.exit_code)
+        # One that comes when the other is done has nothing to do.
+        return Deed("two operators", answers, [(0, 6), (0, 0)])
 
     def problem(self) -> str:
         """Return what is wrong with the environment at rest, or an empty text."""
@@ -126,9 +151,10 @@ class Arena:
         serving = state["pool"]["serving"]
         if len(serving) != MACHINES or len(state["machines"]) != MACHINES:
             return f"{len(serving)} of {len(state['machines'])} machines serve, not {MACHINES}"
-        self._version = next(
-            version for version in ("v1", "v2") if self._image(version) == state["image"]
-        )
+        good = {self._image(version): version for version in ("v1", "v2")}
+        if state["image"] not in good:
+            return f"image {state['image']} serves, which is no good version"
+        self._version = good[state["image"]]
         return ""
 
     def status(self) -> dict[str, Any]:
@@ -202,6 +228,8 @@ def _await_step(running: Running, effect: str) -> list[str]:
             if record.get("event") == "started" and words[:1] == [effect]:
                 return words[1:]
         time.sleep(0.02)
+    running.send(signal.SIGKILL)
+    running.wait()
     raise ToolkitError(f"the roll did not come to {effect}: {running.stderr[-500:]}")
 
 
@@ -241,19 +269,29 @@ def main(
             turns, report = first_part(
                 arena, Path(scratch), progress, requests=requests, rolls=rolls, rate=rate
             )
-            costs = second_part(arena, Path(scratch), progress, rate=rate)
+            costs: dict[str, Report] = {}
+            trouble = ""
+            try:
+                second_part(arena, Path(scratch), progress, costs, rate=rate)
+            except ToolkitError as error:
+                # What the first part has found is not lost for that.
+                trouble = error.message
     except ToolkitError as error:
         raise click.ClickException(f"{error.message}\n{error.hint or ''}".strip()) from None
     if as_json:
         data = {
             "turns": [asdict(one) for one in turns],
             "load": json.loads(report.to_json()),
+            "trouble": trouble,
             "costs": {fault: json.loads(one.to_json()) for fault, one in costs.items()},
         }
         print(json.dumps(data))
     else:
         print(as_text(turns, report, costs))
+        if trouble:
+            print(f"  the second part ended early: {trouble}")
     is_good = report.is_clean and report.requests >= requests and len(turns) >= rolls
+    is_good = is_good and not trouble
     sys.exit(0 if is_good and not any(one.problem for one in turns) else 1)
 
 
@@ -279,10 +317,9 @@ def first_part(
 
 
 def second_part(
-    arena: Arena, scratch: Path, progress: Progress, *, rate: float
-) -> Mapping[str, Report]:
-    """Let what serves fail, one after the other; return what the clients saw each time."""
-    costs = {}
+    arena: Arena, scratch: Path, progress: Progress, costs: dict[str, Report], *, rate: float
+) -> None:
+    """Let what serves fail, one after the other; what the clients saw each time goes to `costs`."""
     for name, act in (
         ("balancer reloaded", arena.reload_balancer),
         (f"balancer stopped for {SETTLE_S:g} s", arena.stop_balancer),
@@ -298,17 +335,17 @@ def second_part(
                 act()
             time.sleep(SETTLE_S)
             costs[name] = load.stop()
-    return costs
 
 
-def _turn(arena: Arena, act: Callable[[], tuple[str, Sequence[Answer]]]) -> Turn:
+def _turn(arena: Arena, act: Callable[[], Deed]) -> Turn:
     began = time.monotonic()
     try:
-        fault, answers = act()
-        outcome = _outcome(answers)
-        # What is left of a command that was killed or refused is for `resume` to say.
-        codes = tuple(one.exit_code for one in answers)
+        deed = act()
+        fault, outcome = deed.fault, _outcome(deed.answers)
+        codes = tuple(one.exit_code for one in deed.answers)
         problem = arena.problem()
+        if codes not in deed.allowed:
+            problem = f"exit codes {codes}, not {' or '.join(map(str, deed.allowed))}; {problem}"
     except ToolkitError as error:
         fault, outcome, codes, problem = act.__name__, "?", (), error.message
     return Turn(fault, outcome, codes, round(time.monotonic() - began, 2), problem)

@@ -36,7 +36,9 @@ EFFECTS: Mapping[str, tuple[str, ...]] = {
         "deregister",
         "destroy",
     ),
-    "rotate": ("renew", "revoke"),
+    "rotate": ("renew", "revoke", "certificate"),
+    "gc": ("retire", "orphans", "snapshots"),
+    "repair": ("places",),
 }
 """Every effect by name. An effect that is not listed here is a bug, and raises at once."""
 

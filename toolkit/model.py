@@ -182,6 +182,24 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A copy of a volume, as it was before a roll.
+
+    Attributes:
+        volume: The volume's name, `ROLE-VOLUME`.
+        roll: Name of the roll.
+    """
+
+    volume: str
+    roll: str
+
+    @property
+    def name(self) -> str:
+        """Its own name, under which it is kept."""
+        return f"{self.volume}-{self.roll}"
+
+
+@dataclass(frozen=True, slots=True)
 class Counters:
     """What a balancer counted for one target since it got its place.
 

@@ -11,7 +11,17 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
-from toolkit.model import Counters, Image, LaunchOrder, Machine, Release, Secret, SmokeCheck, Target
+from toolkit.model import (
+    Counters,
+    Image,
+    LaunchOrder,
+    Machine,
+    Release,
+    Secret,
+    SmokeCheck,
+    Snapshot,
+    Target,
+)
 
 
 class ImageCatalog(Protocol):
@@ -104,6 +114,12 @@ class MachineProvider(Protocol):
 
         A copy that exists under the label is left as it is.
         """
+
+    def snapshots(self) -> Sequence[Snapshot]:
+        """Return the copies that there are, of all roles."""
+
+    def remove_snapshots(self, snapshots: Collection[Snapshot]) -> None:
+        """Remove copies; such as are gone already are fine."""
 
     def destroy(self, names: Collection[str], *, deadline_s: float) -> None:
         """Stop machines and remove everything of theirs except volumes; unknown names are fine."""

@@ -82,6 +82,10 @@ class State:
         """The data volumes of an environment."""
         return self.environment(environment) / "volumes"
 
+    def snapshots(self, environment: str) -> Path:
+        """The copies of an environment's data volumes."""
+        return self.environment(environment) / "snapshots"
+
     def namespace(self, environment: str) -> str:
         """The network namespace of an environment."""
         return f"tk{self.id}-{environment}"

@@ -292,16 +292,20 @@ class Collected:
 
     Attributes:
         machines: Machines past their warm window, and machines that nothing knows.
+        snapshots: Older copies of volumes, `ENVIRONMENT/NAME`.
         garbage: Releases, images and layers.
         size_bytes: Of the layers.
     """
 
     machines: tuple[str, ...]
+    snapshots: tuple[str, ...]
     garbage: Garbage
     size_bytes: int
 
 
-def collect_garbage(workplace: Workplace, *, keep_releases: int, is_dry_run: bool) -> Collected:
+def collect_garbage(
+    workplace: Workplace, *, keep_releases: int, keep_snapshots: int, is_dry_run: bool
+) -> Collected:
     """Remove what nothing refers to.
 
     Raises:
@@ -312,11 +316,14 @@ def collect_garbage(workplace: Workplace, *, keep_releases: int, is_dry_run: boo
     from toolkit.store.collect import find_garbage
 
     machines: list[str] = []
+    snapshots: list[str] = []
     live: set[str] = set()
     with bake_lock(workplace.state):
         for name in environment_names(workplace.project):
             with open_site(workplace, name) as site:
                 machines += expire.retire(site, is_dry_run=is_dry_run)
+                trimmed = expire.trim_snapshots(site, keep=keep_snapshots, is_dry_run=is_dry_run)
+                snapshots += [f"{name}/{one}" for one in trimmed]
                 live |= {one.image for one in site.provider.machines() if one.image}
         with open_ledger(workplace.state) as ledger:
             in_use = expire.find_in_use(ledger)
@@ -332,7 +339,7 @@ def collect_garbage(workplace: Workplace, *, keep_releases: int, is_dry_run: boo
         size = sum(store.layer_path(layer).stat().st_size for layer in garbage.layers)
         if not is_dry_run:
             store.remove(garbage)
-    return Collected(tuple(machines), garbage, size)
+    return Collected(tuple(machines), tuple(snapshots), garbage, size)
 
 
 def remove_runtime(state: State, environment: str) -> None:

@@ -90,9 +90,14 @@ OTHERS = {
     ("bake", "bake"): EFFECTS["bake"],
     ("up", "up"): EFFECTS["up"],
     ("down", "down"): EFFECTS["down"],
-    ("rotate", "rotate"): EFFECTS["rotate"],
+    ("rotate", "rotate"): ("renew", "revoke"),
+    ("certificate", "rotate"): ("certificate",),
     # A machine has died, and `up` brings it back.
     ("restore", "roll"): RESTORES,
+    # A machine's warm window has passed, and another is known to nobody.
+    ("gc", "gc"): EFFECTS["gc"],
+    # Somebody has put a place into a pool by hand.
+    ("repair", "repair"): EFFECTS["repair"],
 }
 """Scenario and scope to effects."""
 

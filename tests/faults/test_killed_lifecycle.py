@@ -100,3 +100,55 @@ def test_up_that_brings_a_machine_back(case: Case, siege: Siege):
     siege.check_capacity(watch, 1)
     check_all(siege)
     assert victim in site.machines()
+
+
+@pytest.mark.parametrize("case", cases_of("gc"), ids=str)
+def test_gc(case: Case, siege: Siege):
+    """One machine's warm window has passed; another is known to nobody, and has no place."""
+    site = siege.site
+    siege.define("echo", strategy="blue-green", keep_warm_s=600)
+    have_all(siege)
+    if not siege.warm():
+        other = site.bake("v2")["release"]
+        for release in (other, site.bake("v1")["release"]):
+            site.toolkit.result("roll", site.environment, "echo", "--release", release)
+    expired, stranger = siege.warm()
+    with site.opened() as opened:
+        records = {one.name: one for one in opened.ledger.machines(site.environment)}
+        opened.pools["echo"].deregister([records[stranger].address])
+        opened.ledger.forget_machines([stranger])
+        opened.ledger.set_standing([expired], "warm", warm_until=1.0)
+        rolls = [one.id for one in opened.ledger.rolls(site.environment, "echo")][:2]
+    copies = site.state / "environments" / site.environment / "snapshots"
+    for roll in rolls:
+        (copies / f"keeper-data-{roll}").mkdir(parents=True, exist_ok=True)
+    kept = set(site.machines()) - {expired, stranger}
+    with siege.watched() as watch:
+        killed = siege.killed_at(case.point, "gc", "--keep", "9", "--keep-snapshots", "1")
+        assert killed.exit_code == -9, killed.stderr
+        if case.recovery == "abort":
+            # Which removes what nobody knows; what has expired is left to `gc`.
+            assert site.toolkit.result("abort", site.environment) == []
+        recover(siege, "gc", "--keep", "9", "--keep-snapshots", "1")
+    siege.check_capacity(watch)
+    assert set(site.machines()) == kept
+    assert [path.name for path in copies.iterdir()] == [f"keeper-data-{rolls[0]}"]
+    siege.define("echo")
+    check_all(siege)
+
+
+@pytest.mark.parametrize("case", cases_of("repair"), ids=str)
+def test_repair(case: Case, siege: Siege):
+    """A place that is nobody's, put there by hand."""
+    site = siege.site
+    have_all(siege)
+    with site.opened() as opened:
+        opened.pools["echo"].register(["10.90.0.99"])
+    with siege.watched() as watch:
+        killed = siege.killed_at(case.point, "up", site.environment, "--repair")
+        assert killed.exit_code == -9, killed.stderr
+        if case.recovery == "abort":
+            assert site.toolkit.result("abort", site.environment) == []
+        recover(siege, "up", site.environment, "--repair")
+    siege.check_capacity(watch)
+    check_all(siege)

@@ -68,3 +68,22 @@ def test_killed(case: Case, siege: Siege):
     release = site.bake("v1")["release"]
     rolls = site.toolkit.result("roll", site.environment, "--release", release)
     assert {one["outcome"] for one in rolls} == {"unchanged"}
+
+
+@pytest.mark.parametrize("case", cases_of("certificate"), ids=str)
+def test_killed_while_the_balancer_takes_up_a_certificate(case: Case, siege: Siege):
+    site = siege.site
+    machines, words = site.machines(), ("secrets", "rotate", site.environment, "edge_tls")
+    siege.check_load()
+    with siege.watched() as watch:
+        killed = siege.killed_at(case.point, *words)
+        assert killed.exit_code == -9, killed.stderr
+        if case.recovery == "abort":
+            assert site.toolkit.result("abort", site.environment) == []
+            assert site.get().status_code == 200
+        done = site.toolkit.result(*words)
+    siege.check_capacity(watch)
+    siege.check_load()
+    assert [one["observed"] for one in done["proofs"]] == ["the old certificate is not served"]
+    assert site.machines() == machines
+    siege.check_settled(image=siege.image("v1"))

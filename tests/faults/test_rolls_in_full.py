@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 from collections.abc import Callable
 
 import pytest
@@ -205,3 +206,27 @@ def test_a_dead_machine_is_drift_too(site):
     assert site.toolkit.result("up", site.environment)["machines"] == [name]
     assert len(serving(site)) == 2
     assert leftovers(site.state, site.state_id, site.machines(), site.environment) == []
+
+
+def test_a_copy_of_a_volume_is_gone_back_to_as_the_docs_say_and_goes_with_the_volumes(site):
+    """The last of these tests: nothing is left of the environment."""
+    define(site.project, keeper={"snapshot": True})
+    directory = site.state / "environments" / site.environment
+    volume = directory / "volumes" / "keeper-data"
+    (volume / "precious").write_text("good")
+    set_note(site.project, "keeper", "a roll that copies the volume first")
+    roll = site.roll("keeper", "v1").data["roll"]
+    (volume / "precious").write_text("bad")
+
+    site.toolkit.result("down", site.environment)
+    volume.rename(volume.with_name(".keeper-data.bad"))
+    copy = directory / "snapshots" / f"keeper-data-{roll}"
+    subprocess.run(["cp", "--archive", "--reflink=auto", copy, volume], check=True, timeout=60)
+    site.toolkit.result("up", site.environment)
+    assert site.roll("keeper", "v1").exit_code == 0
+    [name] = serving(site, "keeper")
+    assert site.run_inside(name, "cat", "/var/lib/echo/precious").text == "good"
+
+    data = site.toolkit.result("down", site.environment, "--volumes")
+    assert data["volumes"] is None
+    assert list(directory.glob("volumes")) + list(directory.glob("snapshots")) == []

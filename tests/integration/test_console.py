@@ -50,5 +50,5 @@ def test_endless_output_of_an_init_is_cut(baked_echo, tmp_path):
         assert Path(f"/proc/{process.pid}/fd/1").stat().st_size == CONSOLE_BYTES
     finally:
         container.remove(deadline_s=0.0)
-    assert not cgroups.is_populated(f"{group}/one")
+    assert not list(cgroups.processes(f"{group}/one"))
     assert container.console == b""

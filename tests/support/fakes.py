@@ -28,6 +28,7 @@ from toolkit.model import (
     Release,
     Secret,
     SmokeCheck,
+    Snapshot,
     Target,
     TargetState,
     release_of,
@@ -284,6 +285,15 @@ class FakeProvider:
             self.copies.append(f"{role}-{label}")
         return [f"{role}-{label}"]
 
+    def snapshots(self) -> Sequence[Snapshot]:
+        found = [name.rpartition("-roll-") for name in self.copies]
+        return [Snapshot(volume, f"roll-{number}") for volume, _, number in found]
+
+    def remove_snapshots(self, snapshots: Collection[Snapshot]) -> None:
+        gone = {one.name for one in snapshots}
+        with self._world.change("remove snapshots"):
+            self.copies = [name for name in self.copies if name not in gone]
+
     def destroy(self, names: Collection[str], *, deadline_s: float) -> None:
         for name in names:
             if name in self.found:
@@ -344,6 +354,7 @@ class FakeSwitch:
     def __init__(self) -> None:
         self.is_on = True
         self.has_newest = True
+        self.renewals = 0
 
     def up(self) -> None:
         self.is_on = True
@@ -365,6 +376,9 @@ class FakeSwitch:
 
     def is_current(self) -> bool:
         return self.has_newest
+
+    def renew(self) -> None:
+        self.renewals += 1
 
 
 class FakeBalancer(FakeSwitch):

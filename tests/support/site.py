@@ -119,7 +119,7 @@ class Site(Lab):
         """Kill every process of a machine at once, as a crash of the host would."""
         group = f"toolkit-{self.state_id}/{self.environment}/{name}"
         deadline = time.monotonic() + 10.0
-        while cgroups.is_populated(group):
+        while list(cgroups.processes(group)):
             assert time.monotonic() < deadline
             for pid in set(cgroups.processes(group)):
                 with contextlib.suppress(ProcessLookupError):

@@ -102,14 +102,14 @@ def test_every_write_renews_the_lease(ledger: Ledger) -> None:
         held.ledger.append("x", {})
         assert row(ledger)["expires_uptime"] > lease.host_uptime() + lease.TIME_TO_LIVE_S - 5
         change(ledger, expires=1.0, expires_uptime=1.0)
-        held.renew()
+        held.ledger.append("note", {})
         assert row(ledger)["expires"] > time.time() + lease.TIME_TO_LIVE_S - 5
 
 
 def test_time_to_live_is_longer_than_the_longest_effect(ledger: Ledger) -> None:
     with lease.held(ledger, "test", doing="x", longest_effect_s=5000.0) as held:
         assert row(ledger)["expires_uptime"] > lease.host_uptime() + 5000.0
-        held.renew()
+        held.ledger.append("note", {})
         assert row(ledger)["expires_uptime"] > lease.host_uptime() + 5000.0
 
 
@@ -122,7 +122,6 @@ def test_stale_holder_writes_nothing_any_more(ledger: Ledger) -> None:
                 lambda: stale.ledger.set_up("test", is_up=True),
                 lambda: stale.ledger.forget_machines(["x"]),
                 lambda: stale.ledger.set_standing(["x"], "member"),
-                stale.renew,
             ):
                 with pytest.raises(LeaseHeld, match="taken over"):
                     write()
@@ -135,7 +134,7 @@ def test_stale_holder_does_not_let_go_of_the_next_one_s_lease(ledger: Ledger) ->
         change(ledger, expires=1.0, expires_uptime=1.0)
         taken = lease.held(ledger, "test", doing="taking over")
         fresh = taken.__enter__()
-    fresh.renew()
+    fresh.ledger.append("note", {})
     assert row(ledger)["expires"] > time.time()
     taken.__exit__(None, None, None)
 

@@ -32,9 +32,10 @@ from toolkit.ledger.database import open_ledger
 from toolkit.ledger.ledger import MachineRecord
 from toolkit.model import Machine, MachineState, Target, TargetState
 from toolkit.project.model import Canary, Soak
-from toolkit.roll import command, effects, prepare
+from toolkit.roll import command, effects, prepare, rotate
+from toolkit.roll.expire import retire
 from toolkit.roll.lifecycle import bring_up, take_down
-from toolkit.roll.observe import observe
+from toolkit.roll.observe import drift, observe
 from toolkit.roll.prepare import Wanted
 from toolkit.roll.recover import find_drift, find_orphans, remove_orphans
 
@@ -482,7 +483,7 @@ def test_down_removes_files_before_anybody_else_may_make_them(
         removed.append(not volumes.exists())
 
     site = replace(fake.site, remove_runtime=remove)
-    take_down(site, volumes=volumes)
+    take_down(site, data=[volumes])
     assert removed == [True]
 
 
@@ -515,7 +516,7 @@ def test_orphans_are_found_and_removed(fake: FakeSite) -> None:
     known = next(iter(fake.provider.found.values()))
     fake.provider.found["stray"] = replace(known, name="stray", address="10.9.0.50")
     assert find_orphans(fake.site) == ["stray"]
-    assert remove_orphans(fake.site) == ["stray"]
+    assert remove_orphans(fake.site, fake.site.ledger) == ["stray"]
     assert find_orphans(fake.site) == []
 
 
@@ -736,3 +737,79 @@ def fail_once(act: Callable[..., object]) -> Callable[..., object]:
         return act(*arguments, **more)
 
     return fail
+
+
+def effects_of(fake: FakeSite, *names: str) -> list[tuple[str, str]]:
+    """Return the entries of some effects, oldest first."""
+    entries = fake.site.ledger.entries(environment="test", kinds=("effect.intent", "effect.done"))
+    found = [(one["kind"], one["data"]["effect"]) for one in reversed(entries)]
+    return [(kind, name) for kind, name in found if name in names]
+
+
+def test_what_is_retired_was_announced_before(make) -> None:
+    """Killed between a warm machine's place and itself, the ledger says what was begun."""
+    fake = make(strategy="blue-green", keep_warm_s=600.0)
+    roll(fake, 1)
+    roll(fake, 2)
+    warm = [one.name for one in fake.site.ledger.machines("test") if one.standing == "warm"]
+    fake.site.ledger.set_standing(warm, "warm", warm_until=1.0)
+    kill(fake, lambda: retire(fake.site, is_dry_run=False), at="deregister after")
+    assert effects_of(fake, "retire") == [("effect.intent", "retire")]
+    assert set(retire(fake.site, is_dry_run=False)) == set(warm)
+    assert len(effects_of(fake, "retire")) == 1 + 2 * len(warm)
+
+
+def test_a_machine_that_nobody_knows_is_not_removed_unannounced(fake: FakeSite) -> None:
+    roll(fake, 1)
+    [name, _] = fake.provider.found
+    fake.site.ledger.forget_machines([name])
+    kill(fake, lambda: bring_up(fake.site), at="destroy before")
+    assert effects_of(fake, "orphans") == [("effect.intent", "orphans")]
+    bring_up(fake.site)
+    assert name not in fake.provider.found
+    assert effects_of(fake, "orphans")[-1] == ("effect.done", "orphans")
+
+
+def test_a_strange_place_is_not_removed_unannounced(fake: FakeSite) -> None:
+    roll(fake, 1)
+    fake.world.tested.add("10.9.0.60")
+    fake.pool.register(["10.9.0.60"])
+    kill(fake, lambda: bring_up(fake.site, is_repair=True), at="deregister before")
+    assert effects_of(fake, "places") == [("effect.intent", "places")]
+    bring_up(fake.site, is_repair=True)
+    assert len([place for place in fake.pool.places if place]) == 2
+
+
+def test_certificate_is_renewed_only_with_the_lease_and_on_record(fake: FakeSite) -> None:
+    """Nobody may take the environment down meanwhile."""
+    seen = []
+
+    def renew() -> None:
+        seen.extend(effects_of(fake, "certificate"))
+        with pytest.raises(LeaseHeld):
+            take_down(fake.site)
+
+    fake.balancer.renew = renew
+    assert rotate._renew_balancer(fake.site, "edge_tls", wait_s=0.0) == "renewed"
+    assert seen == [("effect.intent", "certificate")]
+    assert effects_of(fake, "certificate")[-1] == ("effect.done", "certificate")
+
+
+def test_certificate_of_an_environment_that_was_taken_down_is_left_alone(fake: FakeSite) -> None:
+    take_down(fake.site)
+    with pytest.raises(ConfigurationError, match="is not up"):
+        rotate._renew_balancer(fake.site, "edge_tls", wait_s=0.0)
+    assert fake.balancer.renewals == 0
+
+
+def test_status_does_not_send_to_up_with_what_up_leaves_alone(fake: FakeSite) -> None:
+    roll(fake, 1)
+    cut_short(fake, 2, at="drain after")
+    told = drift(fake.site)
+    assert any("has it drained" in one for one in told)
+    assert not any("--repair" in one for one in told)
+    assert "'toolkit resume test'" in told[-1] and "'toolkit abort test'" in told[-1]
+    command.abort(fake.site)
+    [place, _] = [one for one in fake.pool.places if one]
+    fake.pool.drain([place.address])
+    assert "'toolkit up test --repair' puts this right" in drift(fake.site)

@@ -1,20 +1,26 @@
 """Garbage of the store, and machines past their time: what is used is never touched."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
 from tests.support.fakes import FakeSite, make_deployment, make_image, make_site
+from toolkit import shell
 from toolkit.ledger.database import open_ledger
-from toolkit.model import Image, Release
+from toolkit.machines import nspawn
+from toolkit.machines.nspawn import NspawnProvider
+from toolkit.model import Image, Release, Snapshot
 from toolkit.roll import command, expire
 from toolkit.roll.lease import host_uptime
 from toolkit.roll.prepare import Wanted
 from toolkit.roll.site import Site
+from toolkit.state import State
 from toolkit.store.collect import find_garbage
 
 
@@ -235,3 +241,76 @@ def test_rollback_between_looking_and_acting_keeps_its_machines(
     expire.retire(fake.site, is_dry_run=False)
     assert by_standing(fake, "member") == set(warm)
     assert len(fake.pool.serving()) == 2
+
+
+def test_of_each_volume_the_newest_copies_stay() -> None:
+    made = [Snapshot(v, f"roll-{n}") for v in ("db-data", "db-log") for n in (1, 2, 3)]
+    by_hand = Snapshot("db-data", "roll-before-the-move")
+    rolls = ["roll-3", "roll-2", "roll-1"]
+    surplus = expire.find_surplus([*made, by_hand], rolls, keep=2)
+    assert {one.name for one in surplus} == {"db-data-roll-1", "db-log-roll-1"}
+    assert expire.find_surplus([*made, by_hand], rolls, keep=3) == []
+    assert len(expire.find_surplus([*made, by_hand], rolls, keep=0)) == 6
+
+
+def test_older_copies_go_when_told_and_on_record(tmp_path: Path) -> None:
+    with closing(open_ledger(tmp_path / "ledger.db")) as ledger:
+        deployment = make_deployment(strategy="stateful", machines=1, has_snapshot=True)
+        fake = make_site(ledger, deployment)
+        for version in (1, 2, 3, 1):
+            roll(fake, version)
+        made = [f"app-{one.id}" for one in ledger.rolls("test")]
+        assert len(fake.provider.copies) == len(made) == 4
+        assert expire.trim_snapshots(fake.site, keep=3, is_dry_run=True) == made[3:]
+        assert len(fake.provider.copies) == 4
+        newest = ledger.rolls("test")[0]
+        ledger.start_roll(replace(newest, id="roll-x", outcome="running"))
+        assert expire.trim_snapshots(fake.site, keep=0, is_dry_run=False) == []
+        ledger.end_roll("roll-x", "failed", {})
+        assert expire.trim_snapshots(fake.site, keep=3, is_dry_run=False) == made[3:]
+        assert set(fake.provider.copies) == set(made[:3])
+        kinds = [(one["kind"], one["data"]["effect"]) for one in ledger.entries(limit=2)]
+        assert kinds == [("effect.done", "snapshots"), ("effect.intent", "snapshots")]
+
+
+@pytest.fixture
+def provider(tmp_path: Path) -> NspawnProvider:
+    """A provider with two volumes of one role."""
+    state = State(tmp_path / "state")
+    for volume in ("db-data", "db-log"):
+        (state.volumes("test") / volume).mkdir(parents=True)
+        (state.volumes("test") / volume / "precious").write_text("data")
+    nothing: Any = None
+    return NspawnProvider(
+        "test", state=state, network=nothing, find_image=nothing, layer_path=nothing
+    )
+
+
+def test_copies_of_volumes_are_listed_and_removed(provider: NspawnProvider) -> None:
+    provider.snapshot("db", "roll-1")
+    copies = provider.snapshot("db", "roll-2")
+    assert len(provider.snapshots()) == 4
+    assert all((Path(one) / "precious").read_text() == "data" for one in copies)
+    provider.remove_snapshots([Snapshot("db-data", "roll-1"), Snapshot("db-data", "roll-9")])
+    assert {one.name for one in provider.snapshots()} == {
+        "db-log-roll-1", "db-data-roll-2", "db-log-roll-2",
+    }  # fmt: skip
+    directory = Path(copies[0]).parent
+    assert len(list(directory.iterdir())) == 3
+
+
+def test_copying_all_volumes_has_one_deadline(
+    provider: NspawnProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease is not renewed in between."""
+    now, allowed, run = [0.0], [], shell.run
+
+    def slow(argv: Any, *, timeout_s: float, **more: Any) -> shell.Completed:
+        allowed.append(timeout_s)
+        now[0] += 400.0
+        return run(argv, timeout_s=60.0, **more)
+
+    monkeypatch.setattr(shell, "run", slow)
+    monkeypatch.setattr(nspawn.time, "monotonic", lambda: now[0])
+    provider.snapshot("db", "roll-1")
+    assert allowed == [600.0, 200.0]

@@ -47,7 +47,11 @@ def up(context: Context, environment: str, repair: bool) -> None:
 
 @click.command()
 @click.argument("environment")
-@click.option("--volumes", is_flag=True, help="Remove the data volumes too. There is no way back.")
+@click.option(
+    "--volumes",
+    is_flag=True,
+    help="Remove the data volumes and their copies too. There is no way back.",
+)
 @json_option
 @click.pass_obj
 def down(context: Context, environment: str, volumes: bool) -> None:
@@ -63,7 +67,8 @@ def down(context: Context, environment: str, volumes: bool) -> None:
     context.need_root()
     kept = context.state.volumes(environment)
     with wiring.open_site(context, environment) as site:
-        machines = take_down(site, volumes=kept if volumes else None)
+        doomed = (kept, context.state.snapshots(environment)) if volumes else ()
+        machines = take_down(site, data=doomed)
     lines = [f"{environment} is down, {len(machines)} machines removed"]
     if kept.is_dir():
         lines.append(f"  its volumes are kept in {kept}")

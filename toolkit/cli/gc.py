@@ -12,13 +12,20 @@ from toolkit.cli.context import Context, json_option, short, size
 @click.option(
     "--keep", type=click.IntRange(1), default=5, show_default=True, help="Newest releases to keep."
 )
+@click.option(
+    "--keep-snapshots",
+    type=click.IntRange(0),
+    default=3,
+    show_default=True,
+    help="Newest copies of each volume to keep.",
+)
 @json_option
 @click.pass_obj
-def gc(context: Context, dry_run: bool, keep: int) -> None:
+def gc(context: Context, dry_run: bool, keep: int, keep_snapshots: int) -> None:
     """Remove what nothing refers to: old images and layers, machines past their warm window.
 
-    What runs, is warm, is needed by an unfinished roll or is where a rollback would go is never
-    touched.
+    Also the older copies of volumes. What runs, is warm, is needed by an unfinished roll or is
+    where a rollback would go is never touched.
 
     \b
     Example:
@@ -27,10 +34,13 @@ def gc(context: Context, dry_run: bool, keep: int) -> None:
     from toolkit import wiring
 
     context.need_root()
-    found = wiring.collect_garbage(context, keep_releases=keep, is_dry_run=dry_run)
+    found = wiring.collect_garbage(
+        context, keep_releases=keep, keep_snapshots=keep_snapshots, is_dry_run=dry_run
+    )
     verb = "would be removed" if dry_run else "removed"
     lines = [
         *(f"machine {name} {verb}" for name in found.machines),
+        *(f"snapshot {name} {verb}" for name in found.snapshots),
         *(f"release {name} {verb}" for name in found.garbage.releases),
         *(f"image   {short(digest)} {verb}" for digest in found.garbage.images),
         *(f"layer   {short(digest)} {verb}" for digest in found.garbage.layers),
@@ -39,6 +49,7 @@ def gc(context: Context, dry_run: bool, keep: int) -> None:
     data = {
         "dry_run": dry_run,
         "machines": list(found.machines),
+        "snapshots": list(found.snapshots),
         "releases": list(found.garbage.releases),
         "images": list(found.garbage.images),
         "layers": list(found.garbage.layers),

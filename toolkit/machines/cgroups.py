@@ -32,11 +32,6 @@ def join(group: str) -> None:
         (path / "cgroup.procs").write_text(str(os.getpid()))
 
 
-def is_populated(group: str) -> bool:
-    """Whether any process is left in a group or below it."""
-    return any(True for _ in processes(group))
-
-
 def processes(group: str) -> Iterator[int]:
     """Yield the process ids in a group and below it."""
     for top in hierarchies():

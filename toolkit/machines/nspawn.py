@@ -13,11 +13,13 @@ from toolkit.errors import OutsideError
 from toolkit.machines import cgroups, evidence, renewal
 from toolkit.machines.container import Container, ContainerOrder
 from toolkit.machines.evidence import Subject
-from toolkit.model import Image, LaunchOrder, Machine, MachineState
+from toolkit.model import Image, LaunchOrder, Machine, MachineState, Snapshot
 from toolkit.network.namespaces import EnvironmentNetwork
 from toolkit.state import State, make_durable, make_private, write_atomically
 
 SNAPSHOT_TIMEOUT_S = 600.0
+"""For all volumes of a role: the lease is not renewed meanwhile, and must outlast it."""
+
 RENEW_TIMEOUT_S = 60.0
 
 
@@ -101,6 +103,7 @@ class NspawnProvider:
     def snapshot(self, role: str, label: str) -> Sequence[str]:
         """Copy the volumes of a role, sharing blocks where the file system can."""
         copies = []
+        deadline = time.monotonic() + SNAPSHOT_TIMEOUT_S
         for volume in sorted(self._state.volumes(self._environment).glob(f"{role}-*")):
             target = self._snapshots / f"{volume.name}-{label}"
             if not target.exists():
@@ -110,11 +113,29 @@ class NspawnProvider:
                 shell.run(
                     ["cp", "--archive", "--reflink=auto", volume, partial],
                     env=shell.environment(),
-                    timeout_s=SNAPSHOT_TIMEOUT_S,
+                    timeout_s=max(deadline - time.monotonic(), 0.1),
                 )
                 partial.rename(target)
             copies.append(str(target))
         return copies
+
+    def snapshots(self) -> Sequence[Snapshot]:
+        """Return the copies of volumes; what was not copied for a roll is not ours."""
+        found = []
+        for path in sorted(self._snapshots.glob("*-roll-*")):
+            volume, _, number = path.name.rpartition("-roll-")
+            if not path.name.startswith("."):
+                found.append(Snapshot(volume, f"roll-{number}"))
+        return found
+
+    def remove_snapshots(self, snapshots: Collection[Snapshot]) -> None:
+        """Remove copies of volumes; half of one never passes for a whole."""
+        for one in snapshots:
+            path = self._snapshots / one.name
+            partial = path.with_name(f".{path.name}.partial")
+            if path.exists():
+                path.rename(partial)
+            shutil.rmtree(partial, ignore_errors=True)
 
     def destroy(self, names: Collection[str], *, deadline_s: float) -> None:
         """Power machines off, all at once, and remove everything of theirs except volumes."""
@@ -194,22 +215,13 @@ class NspawnProvider:
         for partial in self._snapshots.glob(".*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
 
-    def remove_traces(self) -> None:
-        """Remove what no machine uses: runtime files of this environment."""
-        for path in self._directory.glob("*"):
-            path.unlink(missing_ok=True)
-        try:
-            self._directory.rmdir()
-        except OSError:
-            pass
-
     @property
     def _directory(self) -> Path:
         return self._state.runtime / self._environment / "machines"
 
     @property
     def _snapshots(self) -> Path:
-        return self._state.environment(self._environment) / "snapshots"
+        return self._state.snapshots(self._environment)
 
     @property
     def _group(self) -> str:

@@ -180,7 +180,7 @@ def roll_role(site: Site, role: str, wanted: Wanted, *, wait_s: float = 0.0) -> 
     interrupt.check(NOT_BEGUN)
     with site.held(f"a roll of {role}", wait_s=wait_s) as held:
         need_settled(site)
-        remove_orphans(site)
+        remove_orphans(site, held.ledger)
         inputs = gather_inputs(site, role)
         if is_current(site, role, wanted, inputs):
             return _unchanged(role, wanted.image.digest, began)
@@ -249,7 +249,7 @@ def _take_up(
             order = _restore_order(site, record)
             site.progress.note(f"{doing} {record.id} of {record.role}")
             results.append(_conclude(site, held, order, record, proceed, began))
-        remove_orphans(site)
+        remove_orphans(site, held.ledger)
     return results
 
 

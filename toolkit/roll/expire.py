@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from toolkit.ledger.ledger import Ledger, MachineRecord
-from toolkit.model import MachineState
+from toolkit.model import MachineState, Snapshot
+from toolkit.roll.journal import Journal
 from toolkit.roll.lease import Lease, host_uptime
 from toolkit.roll.prepare import previous_roll
 from toolkit.roll.recover import find_orphans, remove_orphans
@@ -30,21 +32,76 @@ def retire(site: Site, *, is_dry_run: bool) -> list[str]:
         # Looked at again: a rollback may have taken a warm machine back into service meanwhile.
         expired = _find_expired(site)
         remove_machines(site, held, expired)
-        orphans = remove_orphans(site) if not site.ledger.unfinished_rolls(name) else []
+        is_settled = not site.ledger.unfinished_rolls(name)
+        orphans = remove_orphans(site, held.ledger) if is_settled else []
         return [*(one.name for one in expired), *orphans]
+
+
+def trim_snapshots(site: Site, *, keep: int, is_dry_run: bool) -> list[str]:
+    """Remove older copies of volumes; return their names.
+
+    An environment with an unfinished roll is left alone: it must not copy what it has changed.
+
+    Args:
+        site: Where.
+        keep: How many of each volume stay, the newest.
+        is_dry_run: Only say which.
+
+    Raises:
+        LeaseHeld: Another process is changing the environment.
+    """
+    surplus = _find_surplus(site, keep)
+    if surplus and not is_dry_run:
+        with site.held("gc") as held:
+            surplus = _find_surplus(site, keep)
+            journal = Journal(held.ledger, {"environment": site.environment.name}, scope="gc")
+            names = [one.name for one in surplus]
+            with journal.effect("snapshots", {"snapshots": names}):
+                site.provider.remove_snapshots(surplus)
+    return [one.name for one in surplus]
+
+
+def find_surplus(
+    snapshots: Iterable[Snapshot], rolls: Sequence[str], *, keep: int
+) -> list[Snapshot]:
+    """Return which copies of volumes are older than the newest ones of each. Pure.
+
+    Args:
+        snapshots: All there are; such as no roll has made are left alone.
+        rolls: Names of the rolls, newest first: the order of the copies, whatever the clock said.
+        keep: How many of each volume stay.
+    """
+    age = {roll: number for number, roll in enumerate(rolls)}
+    seen: Counter[str] = Counter()
+    surplus = []
+    ours = [one for one in snapshots if one.roll in age]
+    for one in sorted(ours, key=lambda one: (age[one.roll], one.volume)):
+        seen[one.volume] += 1
+        if seen[one.volume] > keep:
+            surplus.append(one)
+    return surplus
+
+
+def _find_surplus(site: Site, keep: int) -> list[Snapshot]:
+    name = site.environment.name
+    if site.ledger.unfinished_rolls(name):
+        return []
+    rolls = [roll.id for roll in site.ledger.rolls(name)]
+    return find_surplus(site.provider.snapshots(), rolls, keep=keep)
 
 
 def remove_machines(site: Site, held: Lease, machines: Sequence[MachineRecord]) -> None:
     """Remove machines that serve nobody."""
     name = site.environment.name
     for one in machines:
-        if one.role in site.pools and site.balancer.is_running():
-            site.pools[one.role].deregister([one.address])
-        site.provider.destroy([one.name], deadline_s=STOP_DEADLINE_S)
-        held.ledger.forget_machines([one.name])
-        held.ledger.append(
-            "machine.retired", {"machine": one.name}, environment=name, role=one.role
-        )
+        place = {"environment": name, "role": one.role}
+        journal = Journal(held.ledger, place, scope="gc")
+        with journal.effect("retire", {"machine": one.name}):
+            if one.role in site.pools and site.balancer.is_running():
+                site.pools[one.role].deregister([one.address])
+            site.provider.destroy([one.name], deadline_s=STOP_DEADLINE_S)
+            held.ledger.forget_machines([one.name])
+        held.ledger.append("machine.retired", {"machine": one.name}, **place)
 
 
 def _find_retired(site: Site) -> list[str]:

@@ -47,15 +47,6 @@ class Lease:
     epoch: int
     ledger: Ledger
 
-    def renew(self) -> None:
-        """Make sure that the lease is still held, and hold it for longer.
-
-        Raises:
-            LeaseHeld: Another holder took over.
-        """
-        with self.ledger.transaction():
-            pass
-
 
 @contextmanager
 def held(

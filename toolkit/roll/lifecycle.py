@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from toolkit.errors import ToolkitError
@@ -56,7 +57,7 @@ def bring_up(site: Site, *, is_repair: bool = False) -> list[str]:
             raise
         if not was_up:
             held.ledger.set_up(name, is_up=True)
-        remove_orphans(site)
+        remove_orphans(site, held.ledger)
         # What a roll that was cut short has left half-way is for resume or abort to decide.
         unfinished = {roll.role for roll in site.ledger.unfinished_rolls(name)}
         return [
@@ -67,12 +68,12 @@ def bring_up(site: Site, *, is_repair: bool = False) -> list[str]:
         ]
 
 
-def take_down(site: Site, *, volumes: Path | None = None) -> list[str]:
+def take_down(site: Site, *, data: Iterable[Path] = ()) -> list[str]:
     """Remove the environment's machines, balancer and network.
 
     Args:
         site: Where.
-        volumes: Directory of its data volumes, if they are to go too.
+        data: Directories of its volumes and their copies, if they are to go too.
 
     Returns:
         Names of the machines that were removed.
@@ -96,8 +97,8 @@ def take_down(site: Site, *, volumes: Path | None = None) -> list[str]:
         with step(site.progress, f"network of {name}"), journal.effect("network", {}):
             site.network.down()
         # Under the lease: whoever holds it next has files of its own in the same places.
-        if volumes is not None:
-            shutil.rmtree(volumes, ignore_errors=True)
+        for directory in data:
+            shutil.rmtree(directory, ignore_errors=True)
         site.remove_runtime()
         if ledger.is_up(name):
             ledger.set_up(name, is_up=False)
@@ -118,8 +119,10 @@ def _restore(site: Site, role: str, held: Lease, *, is_repair: bool) -> list[str
     pool = site.pools[role]
     states = {target.address: target.state for target in pool.targets()}
     if is_repair:
-        known = {one.address for one in records}
-        pool.deregister([address for address in states if address not in known])
+        strangers = sorted(set(states) - {one.address for one in records})
+        journal = Journal(held.ledger, {"environment": name, "role": role}, scope="repair")
+        with journal.effect("places", {"addresses": strangers}):
+            pool.deregister(strangers)
     absent = [
         one
         for one in members

@@ -60,14 +60,20 @@ def drift(site: Site) -> list[str]:
     name = site.environment.name
     live = site.provider.machines()
     has_balancer = site.balancer.is_running()
+    unfinished = site.ledger.unfinished_rolls(name)
+    undecided = {roll.role for roll in unfinished}
+    is_for_up = False
     sentences = [] if has_balancer else ["the balancer does not run: 'toolkit up' starts it"]
     for role, pool in site.pools.items():
-        sentences += find_drift(
+        found = find_drift(
             site.ledger.machines(name, role),
             [one for one in live if one.role == role],
             pool.targets() if has_balancer else (),
         )
-    if sentences and has_balancer:
+        sentences += found
+        # `up` leaves a role with an unfinished roll to resume or abort.
+        is_for_up = is_for_up or (bool(found) and role not in undecided)
+    if is_for_up and has_balancer:
         sentences.append(f"'toolkit up {name} --repair' puts this right")
     if has_balancer and not site.balancer.is_current():
         sentences.append(
@@ -75,8 +81,9 @@ def drift(site: Site) -> list[str]:
             f"'toolkit up {name}' takes the new one up"
         )
     sentences += [
-        f"{roll.id} of {roll.role} is under way or was cut short"
-        for roll in site.ledger.unfinished_rolls(name)
+        f"{roll.id} of {roll.role} is under way or was cut short: then 'toolkit resume {name}' "
+        f"goes on with it, 'toolkit abort {name}' goes back"
+        for roll in unfinished
     ]
     return sentences
 

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from toolkit.ledger.ledger import MachineRecord
+from toolkit.ledger.ledger import Ledger, MachineRecord
 from toolkit.model import Machine, MachineState, Target, TargetState
+from toolkit.roll.journal import Journal
 from toolkit.roll.site import Site
 
 
-def remove_orphans(site: Site) -> list[str]:
-    """Destroy machines that run but that the ledger does not know; return their names."""
+def remove_orphans(site: Site, ledger: Ledger) -> list[str]:
+    """Destroy machines that run but that the ledger does not know; return their names.
+
+    Args:
+        site: Where.
+        ledger: The lease's, which refuses when that is lost.
+    """
     orphans = find_orphans(site)
     if orphans:
         site.progress.note(f"removing machines that nothing knows: {', '.join(orphans)}")
-        site.provider.destroy(orphans, deadline_s=0)
+        journal = Journal(ledger, {"environment": site.environment.name}, scope="gc")
+        with journal.effect("orphans", {"machines": orphans}):
+            site.provider.destroy(orphans, deadline_s=0)
     return orphans
 
 

@@ -125,9 +125,7 @@ def carry_out(
         if role not in renewing:
             done[role] = _roll(site, role, wait_s=wait_s)
     if BALANCER in rotation.roles:
-        with step(site.progress, "renew the balancer's certificate"):
-            site.balancer.renew()
-        done[BALANCER] = "renewed"
+        done[BALANCER] = _renew_balancer(site, rotation.name, wait_s=wait_s)
     for role in renewing:
         _revoke(site, role, specs[role], wait_s=wait_s)
     with step(site.progress, f"ask the services about {rotation.name}"):
@@ -151,6 +149,8 @@ def _is_under_way(site: Site, name: str) -> bool:
 def _held(site: Site, doing: str, wait_s: float) -> Iterator[Lease]:
     interrupt.check(NOT_BEGUN)
     with site.held(doing, wait_s=wait_s) as held:
+        # Since the last step, somebody may have taken it down.
+        need_up(site)
         need_settled(site)
         yield held
 
@@ -175,6 +175,17 @@ def _renew(site: Site, role: str, spec: SecretSpec, *, wait_s: float) -> str:
                 site.provider.renew(order, [_program(spec), "renew"])
                 held.ledger.set_inputs([one.name], inputs.digest)
     return "renewed" if stale else "unchanged"
+
+
+def _renew_balancer(site: Site, secret: str, *, wait_s: float) -> str:
+    """Have the balancer take up its new certificate."""
+    what = "renew the balancer's certificate"
+    with _held(site, what, wait_s) as held:
+        place = {"environment": site.environment.name}
+        journal = Journal(held.ledger, place, scope="rotate")
+        with step(site.progress, what), journal.effect("certificate", {"secret": secret}):
+            site.balancer.renew()
+    return "renewed"
 
 
 def _revoke(site: Site, role: str, spec: SecretSpec, *, wait_s: float) -> None:

@@ -15,7 +15,7 @@ class Thresholds:
     Attributes:
         max_error_percent: Share of requests that failed: 5xx answers, broken or refused
             connections.
-        min_requests: Requests before the share means anything; unless everything failed.
+        min_requests: Requests before the share means anything.
         max_response_ratio: Average response time against the old machines'; 0 for any.
     """
 
