@@ -22,7 +22,7 @@ from toolkit.model import Machine, MachineState, Target, TargetState
 from toolkit.project.model import Canary, Soak
 from toolkit.roll import command, effects
 from toolkit.roll.lifecycle import bring_up, take_down
-from toolkit.roll.observe import observe
+from toolkit.roll.observe import drift, observe
 from toolkit.roll.prepare import Wanted
 from toolkit.roll.recover import find_drift, find_orphans, remove_orphans
 
@@ -455,6 +455,47 @@ def test_down_ends_an_unfinished_roll(fake: FakeSite) -> None:
     assert fake.site.ledger.unfinished_rolls("test") == []
     assert fake.provider.found == {}
     assert fake.site.ledger.machines("test") == []
+
+
+@pytest.mark.parametrize("until", ["reload before", "reload after"])
+@pytest.mark.parametrize("at", ["launch after", "admit after", "drain after", "destroy before"])
+@pytest.mark.parametrize("strategy", ["rolling", "blue-green", "stateful"])
+def test_up_after_a_down_that_was_cut_short_brings_one_version_back(
+    make, strategy: str, at: str, until: str
+) -> None:
+    count = 1 if strategy == "stateful" else 2
+    fake = make(strategy=strategy, machines=count)
+    roll(fake, 1)
+    cut_short(fake, 2, at=at)
+    switched = [one for one in fake.site.ledger.entries() if one["kind"] == effects.SWITCHED]
+    kill(fake, lambda: take_down(fake.site), at=until)
+    bring_up(fake.site)
+    # Each of the two rolls may have switched.
+    assert serving(fake) == [image(fake, len(switched))] * count
+    assert len(fake.provider.found) == count
+    assert drift(fake.site) == []
+    assert fake.world.breaches == []
+    assert roll(fake, 3).outcome == "rolled"
+
+
+def test_up_after_a_balancer_that_did_not_end_leaves_it_where_the_undoing_went(
+    make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = make(strategy="blue-green")
+    roll(fake, 1)
+    cut_short(fake, 2, at="deregister after")
+    kill(fake, lambda: command.abort(fake.site), at="admit before")
+
+    def hang() -> None:
+        raise OutsideError("haproxy does not end")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fake.balancer, "stop", hang)
+        with pytest.raises(OutsideError):
+            take_down(fake.site)
+    bring_up(fake.site)
+    assert serving(fake) == [image(fake, 1)] * 2
+    assert drift(fake.site) == []
 
 
 def test_down_removes_files_before_anybody_else_may_make_them(

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from toolkit.errors import ToolkitError
+from toolkit.ledger.ledger import Ledger, MachineRecord, RollRecord
 from toolkit.model import MachineState, TargetState
 from toolkit.progress import step
-from toolkit.roll.effects import Crew
+from toolkit.roll.effects import SWITCHED, Crew
 from toolkit.roll.expire import remove_machines
 from toolkit.roll.journal import Journal
 from toolkit.roll.lease import Lease
-from toolkit.roll.plan import RollPlan, plan_restore
+from toolkit.roll.plan import RollPlan, plan_from_data, plan_restore
 from toolkit.roll.prepare import gather_inputs, make_order
-from toolkit.roll.recover import remove_orphans
-from toolkit.roll.run import Roll
+from toolkit.roll.recover import find_orphans, remove_orphans
+from toolkit.roll.run import UNDOING, Roll
 from toolkit.roll.site import Site
 
 STOP_DEADLINE_S = 20.0
@@ -56,6 +58,7 @@ def bring_up(site: Site, *, is_repair: bool = False) -> list[str]:
             raise
         if not was_up:
             held.ledger.set_up(name, is_up=True)
+        _free_orphans(site)
         remove_orphans(site)
         # What a roll that was cut short has left half-way is for resume or abort to decide.
         unfinished = {roll.role for roll in site.ledger.unfinished_rolls(name)}
@@ -84,7 +87,7 @@ def take_down(site: Site, *, volumes: Path | None = None) -> list[str]:
         recorded = {one.name for one in ledger.machines(name)}
         machines = sorted(recorded.union(one.name for one in site.provider.machines()))
         for roll in ledger.unfinished_rolls(name):
-            ledger.end_roll(roll.id, "failed", {"reason": "the environment was removed"})
+            _end(ledger, roll)
         with step(site.progress, f"balancer of {name}"), journal.effect("balancer", {}):
             site.balancer.stop()
         with (
@@ -102,6 +105,35 @@ def take_down(site: Site, *, volumes: Path | None = None) -> list[str]:
         if ledger.is_up(name):
             ledger.set_up(name, is_up=False)
         return machines
+
+
+def _end(ledger: Ledger, roll: RollRecord) -> None:
+    """End a roll that was cut short, and leave one version in the ledger.
+
+    Should this command be cut short too, `up` brings back what the ledger has: the machines that
+    served before the roll, or those that serve after it if they alone did already. They count as
+    untested, so that `up` has them serve wherever the roll had left them.
+    """
+    plan = plan_from_data(roll.order["plan"])
+    kinds = {entry["kind"] for entry in ledger.roll_entries(roll.id)}
+    is_forward = SWITCHED in kinds and UNDOING not in kinds
+    kept, gone = (plan.new, plan.old) if is_forward else (plan.old, plan.new)
+    records = [MachineRecord(**one) for one in roll.order["records"]]
+    ledger.end_roll(
+        roll.id,
+        "failed",
+        {"reason": "the environment was removed"},
+        keep=[replace(one, standing="new", warm_until=None) for one in records if one.name in kept],
+        forget=gone,
+    )
+
+
+def _free_orphans(site: Site) -> None:
+    """Free the places of machines that nothing knows: requests would go on to reach them."""
+    orphans = find_orphans(site)
+    for machine in site.provider.machines():
+        if machine.name in orphans and machine.role in site.pools:
+            site.pools[machine.role].deregister([machine.address])
 
 
 def _restore(site: Site, role: str, held: Lease, *, is_repair: bool) -> list[str]:
