@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.fakes import FakeSite, make_deployment, make_site
+from tests.support.fakes import FakePool, FakeSite, make_deployment, make_role, make_site
 from toolkit.errors import (
     ConfigurationError,
     LeaseHeld,
@@ -18,7 +18,7 @@ from toolkit.errors import (
     UnfinishedRoll,
 )
 from toolkit.ledger.ledger import MachineRecord, open_ledger
-from toolkit.model import Machine, MachineState, Target, TargetState
+from toolkit.model import Machine, MachineState, SmokeCheck, Target, TargetState
 from toolkit.project.model import Canary, Soak
 from toolkit.roll import command, effects
 from toolkit.roll.lifecycle import bring_up, take_down
@@ -446,6 +446,70 @@ def test_up_that_was_cut_short_is_done_by_the_next(fake: FakeSite) -> None:
     fake.smoke.bad_images = set()
     assert bring_up(fake.site) == [dead]
     assert serving(fake) == [image(fake, 1)] * 2
+
+
+def fail_tests_of(fake: FakeSite, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Have machines fail their smoke tests, and others of the same image pass."""
+    test = fake.smoke.test
+
+    def test_some(machines, *, deadline_s):
+        failed = [SmokeCheck(one.name, "test_it", False, 0.0, "E   it answers 500")
+                  for one in machines if one.name in names]  # fmt: skip
+        passed = [one for one in machines if one.name not in names]
+        return [*test(passed, deadline_s=deadline_s), *failed]
+
+    monkeypatch.setattr(fake.smoke, "test", test_some)
+
+
+def restart_host(fake: FakeSite) -> None:
+    """Let every machine end and the balancer forget its places."""
+    for name in fake.provider.found:
+        fake.provider.end(name)
+    fake.balancer.stop()
+
+
+def test_machine_that_fails_holds_up_no_other_after_a_restart(
+    make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = make(machines=3)
+    roll(fake, 1)
+    first, second, third = sorted(fake.provider.found)
+    restart_host(fake)
+    with monkeypatch.context() as patched:
+        fail_tests_of(fake, patched, second)
+        with pytest.raises(SmokeTestsFailed, match=second) as caught:
+            bring_up(fake.site)
+        assert first not in caught.value.message
+        assert serving(fake) == [image(fake, 1)] * 2
+        assert fake.provider.found[second].address not in fake.pool.serving()
+    assert fake.world.breaches == []
+    assert bring_up(fake.site) == [second]
+    assert len(fake.pool.serving()) == 3
+    assert third in fake.provider.found
+
+
+def test_role_that_fails_holds_up_no_other_after_a_restart(
+    fake: FakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roll(fake, 1)
+    names = sorted(fake.provider.found)
+    other = replace(record("w"), role="web", address="10.9.0.40")
+    fake.site.ledger.add_machines([other])
+    web = FakePool(fake.world, places=2)
+    environment = replace(
+        fake.site.environment,
+        deployments={**fake.site.environment.deployments, "web": make_deployment("web")},
+    )
+    project = replace(fake.site.project, roles={**fake.site.project.roles, "web": make_role("web")})
+    pools = {**fake.site.pools, "web": web}
+    site = replace(fake.site, environment=environment, project=project, pools=pools)
+    restart_host(fake)
+    fail_tests_of(fake, monkeypatch, *names)
+    with pytest.raises(SmokeTestsFailed) as caught:
+        bring_up(site)
+    assert all(name in caught.value.message for name in names)
+    assert web.serving() == {other.address}
+    assert fake.pool.serving() == set()
 
 
 def test_down_ends_an_unfinished_roll(fake: FakeSite) -> None:

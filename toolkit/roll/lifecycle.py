@@ -8,16 +8,13 @@ from pathlib import Path
 
 from toolkit.errors import ToolkitError
 from toolkit.ledger.ledger import Ledger, MachineRecord, RollRecord
-from toolkit.model import MachineState, TargetState
 from toolkit.progress import step
-from toolkit.roll.effects import SWITCHED, Crew
-from toolkit.roll.expire import remove_machines
+from toolkit.roll.effects import SWITCHED
 from toolkit.roll.journal import Journal
-from toolkit.roll.lease import Lease
-from toolkit.roll.plan import RollPlan, plan_from_data, plan_restore
-from toolkit.roll.prepare import gather_inputs, make_order
+from toolkit.roll.plan import plan_from_data
 from toolkit.roll.recover import find_orphans, remove_orphans
-from toolkit.roll.run import UNDOING, Roll
+from toolkit.roll.restore import restore
+from toolkit.roll.run import UNDOING
 from toolkit.roll.site import Site
 
 STOP_DEADLINE_S = 20.0
@@ -39,7 +36,8 @@ def bring_up(site: Site, *, is_repair: bool = False) -> list[str]:
     Raises:
         ConfigurationError: The balancer cannot run as configured, since a public port is taken
             for instance; an environment that was not up is left as it was.
-        ToolkitError: A machine that came back failed; it stays out of its pool.
+        ToolkitError: A machine that came back failed; it stays out of its pool, and all others
+            serve.
     """
     name = site.environment.name
     with site.held("up") as held:
@@ -62,12 +60,8 @@ def bring_up(site: Site, *, is_repair: bool = False) -> list[str]:
         remove_orphans(site)
         # What a roll that was cut short has left half-way is for resume or abort to decide.
         unfinished = {roll.role for roll in site.ledger.unfinished_rolls(name)}
-        return [
-            machine
-            for role in site.environment.deployments
-            if role not in unfinished
-            for machine in _restore(site, role, held, is_repair=is_repair)
-        ]
+        roles = [role for role in site.environment.deployments if role not in unfinished]
+        return restore(site, roles, held, is_repair=is_repair)
 
 
 def take_down(site: Site, *, volumes: Path | None = None) -> list[str]:
@@ -134,37 +128,3 @@ def _free_orphans(site: Site) -> None:
     for machine in site.provider.machines():
         if machine.name in orphans and machine.role in site.pools:
             site.pools[machine.role].deregister([machine.address])
-
-
-def _restore(site: Site, role: str, held: Lease, *, is_repair: bool) -> list[str]:
-    """Start and admit the members of a pool that do not serve."""
-    name = site.environment.name
-    records = held.ledger.machines(name, role)
-    running = {
-        one.name for one in site.provider.machines() if one.state is not MachineState.STOPPED
-    }
-    dead = [one for one in records if one.standing == "warm" and one.name not in running]
-    remove_machines(site, held, dead)
-    # One that is recorded as new was on its way back when an earlier `up` was cut short.
-    members = [one for one in records if one.standing != "warm"]
-    pool = site.pools[role]
-    states = {target.address: target.state for target in pool.targets()}
-    if is_repair:
-        known = {one.address for one in records}
-        pool.deregister([address for address in states if address not in known])
-    absent = [
-        one
-        for one in members
-        if one.name not in running
-        or not one.is_member
-        or one.address not in states
-        or (is_repair and states[one.address] is not TargetState.READY)
-    ]
-    if not absent:
-        return []
-    names = tuple(one.name for one in absent)
-    plan = RollPlan("restore", (), names, plan_restore(names), ())
-    order = make_order(site, role, plan, members, gather_inputs(site, role), roll_id="up")
-    crew = Crew(site.provider, pool, site.smoke, site.hooks, held.ledger, site.progress)
-    Roll(order, crew).restore()
-    return list(names)
