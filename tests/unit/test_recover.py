@@ -512,6 +512,43 @@ def test_role_that_fails_holds_up_no_other_after_a_restart(
     assert fake.pool.serving() == set()
 
 
+@pytest.mark.parametrize("at", ["launch before", "launch after", "register after", "admit before"])
+@pytest.mark.parametrize("strategy", ["rolling", "stateful"])
+@pytest.mark.parametrize("is_abort", [False, True])
+def test_taking_up_after_a_restart_has_everything_serve(
+    make, strategy: str, at: str, is_abort: bool
+) -> None:
+    count = 1 if strategy == "stateful" else 2
+    fake = make(strategy=strategy, machines=count)
+    roll(fake, 1)
+    cut_short(fake, 2, at=at)
+    restart_host(fake)
+    bring_up(fake.site)
+    [result] = (command.abort if is_abort else command.resume)(fake.site)
+    assert result.error is None
+    assert serving(fake) == [image(fake, 1 if is_abort else 2)] * count
+    assert drift(fake.site) == []
+    assert fake.world.breaches == []
+
+
+def test_abort_after_a_restart_tells_of_what_does_not_come_back(
+    fake: FakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roll(fake, 1)
+    old = sorted(fake.provider.found)
+    cut_short(fake, 2, at="launch after")
+    restart_host(fake)
+    bring_up(fake.site)
+    fail_tests_of(fake, monkeypatch, old[0])
+    [result] = command.abort(fake.site)
+    assert result.outcome == "discarded"
+    assert isinstance(result.error, SmokeTestsFailed)
+    assert old[0] in result.error.message
+    assert "toolkit up test" in (result.error.hint or "")
+    assert serving(fake) == [image(fake, 1)]
+    assert fake.site.ledger.unfinished_rolls("test") == []
+
+
 def test_down_ends_an_unfinished_roll(fake: FakeSite) -> None:
     roll(fake, 1)
     cut_short(fake, 2, at="admit after")
