@@ -405,6 +405,10 @@ class FakeBalancer(FakeSwitch):
         super().ensure()
         self._pool.declare(self.places)
 
+    def stop(self) -> None:
+        super().stop()
+        self._pool.declare(0)
+
 
 class FakeSecrets:
     """Grants nothing to anybody."""

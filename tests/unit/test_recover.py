@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.support.fakes import FakeSite, make_deployment, make_site
+from tests.support.fakes import FakePool, FakeSite, make_deployment, make_role, make_site
 from toolkit import faults
 from toolkit.cli.context import Context
 from toolkit.cli.roll import in_turn
@@ -30,7 +30,7 @@ from toolkit.errors import (
 from toolkit.ledger import ledger as ledger_module
 from toolkit.ledger.database import open_ledger
 from toolkit.ledger.ledger import MachineRecord
-from toolkit.model import Machine, MachineState, Target, TargetState
+from toolkit.model import Machine, MachineState, SmokeCheck, Target, TargetState
 from toolkit.project.model import Canary, Soak
 from toolkit.roll import command, effects, prepare, rotate
 from toolkit.roll.expire import retire
@@ -461,6 +461,107 @@ def test_up_that_was_cut_short_is_done_by_the_next(fake: FakeSite) -> None:
     assert serving(fake) == [image(fake, 1)] * 2
 
 
+def fail_tests_of(fake: FakeSite, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Have machines fail their smoke tests, and others of the same image pass."""
+    test = fake.smoke.test
+
+    def test_some(machines, *, deadline_s):
+        failed = [SmokeCheck(one.name, "test_it", False, 0.0, "E   it answers 500")
+                  for one in machines if one.name in names]  # fmt: skip
+        passed = [one for one in machines if one.name not in names]
+        return [*test(passed, deadline_s=deadline_s), *failed]
+
+    monkeypatch.setattr(fake.smoke, "test", test_some)
+
+
+def restart_host(fake: FakeSite) -> None:
+    """Let every machine end and the balancer forget its places."""
+    for name in fake.provider.found:
+        fake.provider.end(name)
+    fake.balancer.stop()
+
+
+def test_machine_that_fails_holds_up_no_other_after_a_restart(
+    make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = make(machines=3)
+    roll(fake, 1)
+    first, second, third = sorted(fake.provider.found)
+    restart_host(fake)
+    with monkeypatch.context() as patched:
+        fail_tests_of(fake, patched, second)
+        with pytest.raises(SmokeTestsFailed, match=second) as caught:
+            bring_up(fake.site)
+        assert first not in caught.value.message
+        assert serving(fake) == [image(fake, 1)] * 2
+        assert fake.provider.found[second].address not in fake.pool.serving()
+    assert fake.world.breaches == []
+    assert bring_up(fake.site) == [second]
+    assert len(fake.pool.serving()) == 3
+    assert third in fake.provider.found
+
+
+def test_role_that_fails_holds_up_no_other_after_a_restart(
+    fake: FakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roll(fake, 1)
+    names = sorted(fake.provider.found)
+    other = replace(record("w"), role="web", address="10.9.0.40")
+    fake.site.ledger.add_machines([other])
+    web = FakePool(fake.world, places=2)
+    environment = replace(
+        fake.site.environment,
+        deployments={**fake.site.environment.deployments, "web": make_deployment("web")},
+    )
+    project = replace(fake.site.project, roles={**fake.site.project.roles, "web": make_role("web")})
+    pools = {**fake.site.pools, "web": web}
+    site = replace(fake.site, environment=environment, project=project, pools=pools)
+    restart_host(fake)
+    fail_tests_of(fake, monkeypatch, *names)
+    with pytest.raises(SmokeTestsFailed) as caught:
+        bring_up(site)
+    assert all(name in caught.value.message for name in names)
+    assert web.serving() == {other.address}
+    assert fake.pool.serving() == set()
+
+
+@pytest.mark.parametrize("at", ["launch before", "launch after", "register after", "admit before"])
+@pytest.mark.parametrize("strategy", ["rolling", "stateful"])
+@pytest.mark.parametrize("is_abort", [False, True])
+def test_taking_up_after_a_restart_has_everything_serve(
+    make, strategy: str, at: str, is_abort: bool
+) -> None:
+    count = 1 if strategy == "stateful" else 2
+    fake = make(strategy=strategy, machines=count)
+    roll(fake, 1)
+    cut_short(fake, 2, at=at)
+    restart_host(fake)
+    bring_up(fake.site)
+    [result] = (command.abort if is_abort else command.resume)(fake.site)
+    assert result.error is None
+    assert serving(fake) == [image(fake, 1 if is_abort else 2)] * count
+    assert drift(fake.site) == []
+    assert fake.world.breaches == []
+
+
+def test_abort_after_a_restart_tells_of_what_does_not_come_back(
+    fake: FakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roll(fake, 1)
+    old = sorted(fake.provider.found)
+    cut_short(fake, 2, at="launch after")
+    restart_host(fake)
+    bring_up(fake.site)
+    fail_tests_of(fake, monkeypatch, old[0])
+    [result] = command.abort(fake.site)
+    assert result.outcome == "discarded"
+    assert isinstance(result.error, SmokeTestsFailed)
+    assert old[0] in result.error.message
+    assert "toolkit up test" in (result.error.hint or "")
+    assert serving(fake) == [image(fake, 1)]
+    assert fake.site.ledger.unfinished_rolls("test") == []
+
+
 def test_down_ends_an_unfinished_roll(fake: FakeSite) -> None:
     roll(fake, 1)
     cut_short(fake, 2, at="admit after")
@@ -468,6 +569,47 @@ def test_down_ends_an_unfinished_roll(fake: FakeSite) -> None:
     assert fake.site.ledger.unfinished_rolls("test") == []
     assert fake.provider.found == {}
     assert fake.site.ledger.machines("test") == []
+
+
+@pytest.mark.parametrize("until", ["reload before", "reload after"])
+@pytest.mark.parametrize("at", ["launch after", "admit after", "drain after", "destroy before"])
+@pytest.mark.parametrize("strategy", ["rolling", "blue-green", "stateful"])
+def test_up_after_a_down_that_was_cut_short_brings_one_version_back(
+    make, strategy: str, at: str, until: str
+) -> None:
+    count = 1 if strategy == "stateful" else 2
+    fake = make(strategy=strategy, machines=count)
+    roll(fake, 1)
+    cut_short(fake, 2, at=at)
+    switched = [one for one in fake.site.ledger.entries() if one["kind"] == effects.SWITCHED]
+    kill(fake, lambda: take_down(fake.site), at=until)
+    bring_up(fake.site)
+    # Each of the two rolls may have switched.
+    assert serving(fake) == [image(fake, len(switched))] * count
+    assert len(fake.provider.found) == count
+    assert drift(fake.site) == []
+    assert fake.world.breaches == []
+    assert roll(fake, 3).outcome == "rolled"
+
+
+def test_up_after_a_balancer_that_did_not_end_leaves_it_where_the_undoing_went(
+    make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = make(strategy="blue-green")
+    roll(fake, 1)
+    cut_short(fake, 2, at="deregister after")
+    kill(fake, lambda: command.abort(fake.site), at="admit before")
+
+    def hang() -> None:
+        raise OutsideError("haproxy does not end")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fake.balancer, "stop", hang)
+        with pytest.raises(OutsideError):
+            take_down(fake.site)
+    bring_up(fake.site)
+    assert serving(fake) == [image(fake, 1)] * 2
+    assert drift(fake.site) == []
 
 
 def test_down_removes_files_before_anybody_else_may_make_them(
@@ -515,7 +657,7 @@ def test_orphans_are_found_and_removed(fake: FakeSite) -> None:
     roll(fake, 1)
     known = next(iter(fake.provider.found.values()))
     fake.provider.found["stray"] = replace(known, name="stray", address="10.9.0.50")
-    assert find_orphans(fake.site) == ["stray"]
+    assert [one.name for one in find_orphans(fake.site)] == ["stray"]
     assert remove_orphans(fake.site, fake.site.ledger) == ["stray"]
     assert find_orphans(fake.site) == []
 

@@ -270,10 +270,33 @@ class Ledger:
                 roll=record.id,
             )
 
-    def end_roll(self, roll: str, outcome: str, data: Mapping[str, Any]) -> None:
-        """Record how a roll ended."""
-        table = tables.rolls
+    def end_roll(
+        self,
+        roll: str,
+        outcome: str,
+        data: Mapping[str, Any],
+        *,
+        keep: Sequence[MachineRecord] = (),
+        forget: Sequence[str] = (),
+    ) -> None:
+        """Record how a roll ended.
+
+        Args:
+            roll: Its name.
+            outcome: How it ended.
+            data: What was observed.
+            keep: Machines that are meant to exist after it, whether or not they do.
+            forget: Names of machines that are not, whether or not they do.
+        """
+        table, machines = tables.rolls, tables.machines
         with self.transaction() as connection:
+            connection.execute(delete(machines).where(machines.c.name.in_(forget)))
+            for record in keep:
+                values = {name: getattr(record, name) for name in MachineRecord.__slots__}
+                standing = {name: values[name] for name in ("standing", "warm_until")}
+                known = update(machines).where(machines.c.name == record.name).values(standing)
+                if not connection.execute(known).rowcount:
+                    connection.execute(insert(machines).values(values))
             row = connection.execute(select(table).where(table.c.id == roll)).mappings().one()
             connection.execute(
                 update(table).where(table.c.id == roll).values(outcome=outcome, ended=time.time())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from toolkit import interrupt
@@ -35,6 +35,7 @@ from toolkit.roll.prepare import (
     prepare_roll,
 )
 from toolkit.roll.recover import remove_orphans
+from toolkit.roll.restore import restore
 from toolkit.roll.run import Roll
 from toolkit.roll.site import Site
 
@@ -250,7 +251,24 @@ def _take_up(
             site.progress.note(f"{doing} {record.id} of {record.role}")
             results.append(_conclude(site, held, order, record, proceed, began))
         remove_orphans(site, held.ledger)
-    return results
+        return [_complete(site, held, result) for result in results]
+
+
+def _complete(site: Site, held: Lease, result: RollResult) -> RollResult:
+    """Have every machine serve that is meant to after a roll was taken up.
+
+    The roll knows those alone that it had touched. Where the host has restarted meanwhile, `up` has
+    left the others for now.
+    """
+    try:
+        restore(site, [result.role], held)
+    except LeaseHeld:
+        raise
+    except ToolkitError as error:
+        hint = f"the roll has ended; 'toolkit up {site.environment.name}' tries again"
+        error.hint = f"{error.hint}; {hint}" if error.hint else hint
+        return replace(result, error=result.error or error)
+    return result
 
 
 def _begin(

@@ -107,7 +107,8 @@ def remove_machines(site: Site, held: Lease, machines: Sequence[MachineRecord]) 
 def _find_retired(site: Site) -> list[str]:
     if site.ledger.unfinished_rolls(site.environment.name):
         return []
-    return [*(one.name for one in _find_expired(site)), *find_orphans(site)]
+    expired, orphans = _find_expired(site), find_orphans(site)
+    return [*(one.name for one in expired), *(one.name for one in orphans)]
 
 
 def _find_expired(site: Site) -> list[MachineRecord]:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from toolkit.errors import ToolkitError
-from toolkit.model import MachineState, TargetState
+from toolkit.ledger.ledger import Ledger, MachineRecord, RollRecord
 from toolkit.progress import step
-from toolkit.roll.effects import Crew
-from toolkit.roll.expire import remove_machines
+from toolkit.roll.effects import SWITCHED, UNDOING
 from toolkit.roll.journal import Journal
-from toolkit.roll.lease import Lease
-from toolkit.roll.plan import RollPlan, plan_restore
-from toolkit.roll.prepare import gather_inputs, make_order
+from toolkit.roll.plan import plan_from_data
 from toolkit.roll.recover import remove_orphans
-from toolkit.roll.run import Roll
+from toolkit.roll.restore import restore
 from toolkit.roll.site import Site
 
 STOP_DEADLINE_S = 20.0
@@ -38,7 +36,8 @@ def bring_up(site: Site, *, is_repair: bool = False) -> list[str]:
     Raises:
         ConfigurationError: The balancer cannot run as configured, since a public port is taken
             for instance; an environment that was not up is left as it was.
-        ToolkitError: A machine that came back failed; it stays out of its pool.
+        ToolkitError: A machine that came back failed; it stays out of its pool, and all others
+            serve.
     """
     name = site.environment.name
     with site.held("up") as held:
@@ -60,12 +59,8 @@ def bring_up(site: Site, *, is_repair: bool = False) -> list[str]:
         remove_orphans(site, held.ledger)
         # What a roll that was cut short has left half-way is for resume or abort to decide.
         unfinished = {roll.role for roll in site.ledger.unfinished_rolls(name)}
-        return [
-            machine
-            for role in site.environment.deployments
-            if role not in unfinished
-            for machine in _restore(site, role, held, is_repair=is_repair)
-        ]
+        roles = [role for role in site.environment.deployments if role not in unfinished]
+        return restore(site, roles, held, is_repair=is_repair)
 
 
 def take_down(site: Site, *, data: Iterable[Path] = ()) -> list[str]:
@@ -85,7 +80,7 @@ def take_down(site: Site, *, data: Iterable[Path] = ()) -> list[str]:
         recorded = {one.name for one in ledger.machines(name)}
         machines = sorted(recorded.union(one.name for one in site.provider.machines()))
         for roll in ledger.unfinished_rolls(name):
-            ledger.end_roll(roll.id, "failed", {"reason": "the environment was removed"})
+            _end(ledger, roll)
         with step(site.progress, f"balancer of {name}"), journal.effect("balancer", {}):
             site.balancer.stop()
         with (
@@ -105,37 +100,22 @@ def take_down(site: Site, *, data: Iterable[Path] = ()) -> list[str]:
         return machines
 
 
-def _restore(site: Site, role: str, held: Lease, *, is_repair: bool) -> list[str]:
-    """Start and admit the members of a pool that do not serve."""
-    name = site.environment.name
-    records = held.ledger.machines(name, role)
-    running = {
-        one.name for one in site.provider.machines() if one.state is not MachineState.STOPPED
-    }
-    dead = [one for one in records if one.standing == "warm" and one.name not in running]
-    remove_machines(site, held, dead)
-    # One that is recorded as new was on its way back when an earlier `up` was cut short.
-    members = [one for one in records if one.standing != "warm"]
-    pool = site.pools[role]
-    states = {target.address: target.state for target in pool.targets()}
-    if is_repair:
-        strangers = sorted(set(states) - {one.address for one in records})
-        journal = Journal(held.ledger, {"environment": name, "role": role}, scope="repair")
-        with journal.effect("places", {"addresses": strangers}):
-            pool.deregister(strangers)
-    absent = [
-        one
-        for one in members
-        if one.name not in running
-        or not one.is_member
-        or one.address not in states
-        or (is_repair and states[one.address] is not TargetState.READY)
-    ]
-    if not absent:
-        return []
-    names = tuple(one.name for one in absent)
-    plan = RollPlan("restore", (), names, plan_restore(names), ())
-    order = make_order(site, role, plan, members, gather_inputs(site, role), roll_id="up")
-    crew = Crew(site.provider, pool, site.smoke, site.hooks, held.ledger, site.progress)
-    Roll(order, crew).restore()
-    return list(names)
+def _end(ledger: Ledger, roll: RollRecord) -> None:
+    """End a roll that was cut short, and leave one version in the ledger.
+
+    Should this command be cut short too, `up` brings back what the ledger has: the machines that
+    served before the roll, or those that serve after it if they alone did already. They count as
+    untested, so that `up` has them serve wherever the roll had left them.
+    """
+    plan = plan_from_data(roll.order["plan"])
+    kinds = {entry["kind"] for entry in ledger.roll_entries(roll.id)}
+    is_forward = SWITCHED in kinds and UNDOING not in kinds
+    kept, gone = (plan.new, plan.old) if is_forward else (plan.old, plan.new)
+    records = [MachineRecord(**one) for one in roll.order["records"]]
+    ledger.end_roll(
+        roll.id,
+        "failed",
+        {"reason": "the environment was removed"},
+        keep=[replace(one, standing="new", warm_until=None) for one in records if one.name in kept],
+        forget=gone,
+    )

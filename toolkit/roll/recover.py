@@ -18,20 +18,25 @@ def remove_orphans(site: Site, ledger: Ledger) -> list[str]:
         ledger: The lease's, which refuses when that is lost.
     """
     orphans = find_orphans(site)
+    names = [one.name for one in orphans]
     if orphans:
-        site.progress.note(f"removing machines that nothing knows: {', '.join(orphans)}")
+        site.progress.note(f"removing machines that nothing knows: {', '.join(names)}")
         journal = Journal(ledger, {"environment": site.environment.name}, scope="gc")
-        with journal.effect("orphans", {"machines": orphans}):
-            site.provider.destroy(orphans, deadline_s=0)
-    return orphans
+        with journal.effect("orphans", {"machines": names}):
+            if site.balancer.is_running():
+                for one in orphans:
+                    if one.role in site.pools:
+                        site.pools[one.role].deregister([one.address])
+            site.provider.destroy(names, deadline_s=0)
+    return names
 
 
-def find_orphans(site: Site) -> list[str]:
+def find_orphans(site: Site) -> list[Machine]:
     """Return machines that run but that the ledger does not know."""
     # In this order: a machine is recorded before it is launched.
     machines = site.provider.machines()
     known = {one.name for one in site.ledger.machines(site.environment.name)}
-    return [one.name for one in machines if one.name not in known]
+    return [one for one in machines if one.name not in known]
 
 
 def find_drift(

@@ -1,0 +1,123 @@
+"""Have machines serve again that are meant to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from toolkit.errors import LeaseHeld, ToolkitError
+from toolkit.ledger.ledger import MachineRecord
+from toolkit.model import MachineState, TargetState
+from toolkit.roll.effects import Crew
+from toolkit.roll.expire import remove_machines
+from toolkit.roll.journal import Journal
+from toolkit.roll.lease import Lease
+from toolkit.roll.orders import Inputs
+from toolkit.roll.plan import RollPlan, plan_restore
+from toolkit.roll.prepare import gather_inputs, make_order
+from toolkit.roll.run import Roll
+from toolkit.roll.site import Site
+
+
+def restore(site: Site, roles: Sequence[str], held: Lease, *, is_repair: bool = False) -> list[str]:
+    """Start and admit the members of pools that do not serve; one that fails holds up no other.
+
+    Args:
+        site: Where; its network and its balancer run.
+        roles: Whose pools.
+        held: The lease.
+        is_repair: Whether places that were changed by hand are put right too.
+
+    Returns:
+        Names of the machines that were started or admitted.
+
+    Raises:
+        ToolkitError: Some failed and stay out of their pools; the message has the words of each.
+    """
+    restored: list[str] = []
+    failures: list[ToolkitError] = []
+    for role in roles:
+        try:
+            absent = _find_absent(site, role, held, is_repair=is_repair)
+            if absent:
+                inputs = gather_inputs(site, role)
+                failures += _introduce(site, role, absent, inputs, held, restored)
+        except LeaseHeld:
+            raise
+        except ToolkitError as error:
+            failures.append(error)
+    if failures:
+        if restored:
+            site.progress.note(f"brought back: {', '.join(restored)}")
+        raise _sum_up(failures)
+    return restored
+
+
+def _find_absent(site: Site, role: str, held: Lease, *, is_repair: bool) -> list[MachineRecord]:
+    """Return the members of a pool that do not serve, after warm machines that ended are gone."""
+    name = site.environment.name
+    records = held.ledger.machines(name, role)
+    running = {
+        one.name for one in site.provider.machines() if one.state is not MachineState.STOPPED
+    }
+    dead = [one for one in records if one.standing == "warm" and one.name not in running]
+    remove_machines(site, held, dead)
+    # One that is recorded as new was on its way back when an earlier `up` was cut short.
+    members = [one for one in records if one.standing != "warm"]
+    pool = site.pools[role]
+    states = {target.address: target.state for target in pool.targets()}
+    if is_repair:
+        strangers = sorted(set(states) - {one.address for one in records})
+        journal = Journal(held.ledger, {"environment": name, "role": role}, scope="repair")
+        with journal.effect("places", {"addresses": strangers}):
+            pool.deregister(strangers)
+    return [
+        one
+        for one in members
+        if one.name not in running
+        or not one.is_member
+        or one.address not in states
+        or (is_repair and states[one.address] is not TargetState.READY)
+    ]
+
+
+def _introduce(
+    site: Site,
+    role: str,
+    machines: Sequence[MachineRecord],
+    inputs: Inputs,
+    held: Lease,
+    restored: list[str],
+) -> list[ToolkitError]:
+    """Have machines serve, all at once; where that fails, each by itself.
+
+    Returns:
+        What went wrong with each that does not serve; the names of others are in `restored`.
+    """
+    names = tuple(one.name for one in machines)
+    plan = RollPlan("restore", (), names, plan_restore(names), ())
+    order = make_order(site, role, plan, machines, inputs, roll_id="up")
+    crew = Crew(site.provider, site.pools[role], site.smoke, site.hooks, held.ledger, site.progress)
+    try:
+        Roll(order, crew).restore()
+    except LeaseHeld:
+        raise
+    except ToolkitError as error:
+        if len(machines) == 1:
+            return [error]
+        return [
+            failure
+            for one in machines
+            for failure in _introduce(site, role, [one], inputs, held, restored)
+        ]
+    restored += names
+    return []
+
+
+def _sum_up(failures: Sequence[ToolkitError]) -> ToolkitError:
+    """Return the first error, and so its exit code, with the words of all."""
+    first = failures[0]
+    if len(failures) > 1:
+        first.message = "\n".join(
+            ["not everything came back:", *(error.message for error in failures)]
+        )
+    return first
