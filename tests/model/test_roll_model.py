@@ -172,7 +172,10 @@ class RollModel(RuleBasedStateMachine):
     @precondition(lambda self: self.pending)
     @rule(is_abort=st.booleans(), trouble=trouble)
     def take_up(self, is_abort: bool, trouble) -> None:
-        self._operate("take up", trouble, lambda: self._take_up(is_abort))
+        results = self._operate("take up", trouble, lambda: self._take_up(is_abort))
+        if results and not self.has_trouble and not any(one.error for one in results):
+            assert len(self.fake.pool.serving()) == self.size
+            assert drift(self.fake.site) == []
 
     @precondition(lambda self: not self.pending)
     @rule(is_abort=st.booleans())
@@ -201,6 +204,16 @@ class RollModel(RuleBasedStateMachine):
     @rule(which=st.integers(0, 5))
     def machine_dies(self, which: int) -> None:
         self._let_one_die(which)
+
+    @rule(trouble=trouble)
+    def host_restarts(self, trouble) -> None:
+        """Machines end and the balancer forgets its places; what `up` brings back is another."""
+        for name in self.fake.provider.found:
+            self.fake.provider.end(name)
+        self.fake.balancer.stop()
+        self._operate("up", trouble, lambda: lifecycle.bring_up(self.fake.site))
+        self.fake.balancer.ensure()
+        SEEN["restarted"] += 1
 
     @rule(version=st.integers(0, 2), is_bad=st.booleans())
     def version_turns_bad(self, version: int, is_bad: bool) -> None:
