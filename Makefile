@@ -16,6 +16,9 @@ PYTHON ?=
 UV ?= $(shell command -v uv || echo $(BUILD)/uv/bin/uv)
 # Arguments for `make demo`, the benchmarks and `make test-faults`.
 ARGS ?=
+# How many files of tests run at once. Each may start ten machines, and the kernel's usual limit of
+# inotify instances leaves room for thirty.
+WORKERS ?= 2
 # Rounds of `make test-chaos`, and the seed of their choices; empty for a new one.
 N ?= 50
 SEED ?=
@@ -138,7 +141,8 @@ test: setup ## Run everything: lint, unit tests on two Pythons, integration, end
 	$(MAKE) lint || failed+=(lint)
 	test_pythons "$$(minor_of $(BIN)/python)" || failed+=("a second Python")
 	say "all tests on $$($(BIN)/python --version)"
-	$(BIN)/python -m pytest --durations 10 --junitxml $(BUILD)/tests.xml $(TESTS) || failed+=(tests)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+	    --durations 10 --junitxml $(BUILD)/tests.xml $(TESTS) || failed+=(tests)
 	if [[ $${#failed[@]} -gt 0 ]]; then
 	    printf 'failed: %s\n' "$${failed[@]}" >&2
 	    exit 1
