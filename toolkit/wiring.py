@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toolkit.bake.inputs import linked_places
 from toolkit.bake.run import Bake
 from toolkit.errors import ConfigurationError
 from toolkit.progress import step
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["bake_lock", "make_bake", "open_ledger", "open_site", "open_store", "select_roles"]
 
 PROJECT_PARTS = ("service.yml", "leak-exceptions.yml", "roles", "playbooks")
-"""What of a project decides about images."""
+"""What of a project decides about images, with what links in it lead to."""
+LINKING_PARTS = ("roles", "playbooks")
 
 
 def open_store(state: State) -> LocalStore:
@@ -55,7 +57,7 @@ def make_bake(
     )
     project_commit = source.project_commit(project.root)
     is_project_dirty = project_commit is not None and source.has_changes(
-        project.root, PROJECT_PARTS
+        project.root, [*PROJECT_PARTS, *map(str, linked_places(project.root, LINKING_PARTS))]
     )
     if is_project_dirty and not is_dirty_allowed:
         raise ConfigurationError(

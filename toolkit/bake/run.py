@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from toolkit import shell
 from toolkit.bake import plan
+from toolkit.bake.inputs import playbooks_digest, role_digests
 from toolkit.bake.manifest import SealedLayer, image_manifest, release_manifest
 from toolkit.bake.plan import BASE_LAYER, Decision
 from toolkit.canonical import canonical_json
@@ -41,9 +42,8 @@ DECIDING_FILES = (
 
 BASE_FILES = ("bake/base.py", "bake/seal.py", "bake/initramfs")
 
-TOOL_PACKAGES = ("erofs-utils", "systemd-container")
-UNBAKED = ("smoke", "molecule", "README.md", "meta/secrets.yml")
-"""Parts of a role that do not go into an image."""
+BASE_TOOLS = ("erofs-utils", "mmdebstrap")
+LAYER_TOOLS = ("erofs-utils", "systemd-container")
 
 PARALLEL_IMAGES = 2
 CANCEL_POLL_S = 0.2
@@ -272,20 +272,20 @@ class Bake:
 
     def _base_inputs(self) -> dict[str, str]:
         inputs = plan.base_inputs(
-            self._project.base, toolkit_files=_digest_of_files(PACKAGE, BASE_FILES)
+            self._project.base,
+            tools=_tool_versions(BASE_TOOLS),
+            toolkit_files=_digest_of_files(PACKAGE, BASE_FILES),
         )
         return plan.refreshed(inputs, self._refresh)
 
     def _layer_inputs(self, layer: LayerSpec, below: str) -> dict[str, str]:
         inputs = plan.layer_inputs(
             below=below,
-            role_files=_digest_of_files(
-                self._project.role_directory(layer.role), ("",), excluded=UNBAKED
-            ),
-            playbook=_digest_of_files(self._project.root / "playbooks", ("bake.yml",)),
+            roles=role_digests(self._project, layer.role),
+            playbooks=playbooks_digest(self._project),
             variables=layer.variables,
             source=self._checkout.digests(layer.source_paths),
-            tools=_tool_versions(),
+            tools=f"{_tool_versions(LAYER_TOOLS)}ansible-core={metadata.version('ansible-core')}",
             toolkit_files=_digest_of_files(PACKAGE, DECIDING_FILES),
         )
         return plan.refreshed(inputs, self._refresh)
@@ -303,11 +303,11 @@ class Bake:
 
 
 @cache
-def _tool_versions() -> str:
-    """Return the versions of what builds and seals a layer."""
+def _tool_versions(packages: tuple[str, ...]) -> str:
+    """Return the versions of what builds and seals a layer, each followed by a space."""
     try:
-        listing = shell.run(
-            ["dpkg-query", "-W", "-f", "${Package}=${Version} ", *TOOL_PACKAGES],
+        return shell.run(
+            ["dpkg-query", "-W", "-f", "${Package}=${Version} ", *packages],
             env=shell.environment(),
             timeout_s=30,
         ).text
@@ -316,21 +316,14 @@ def _tool_versions() -> str:
             f"the versions of the host's tools are unknown: {error.message}",
             hint="run 'toolkit doctor' to see what is missing",
         ) from None
-    return f"{listing}ansible-core={metadata.version('ansible-core')}"
 
 
 @cache
-def _digest_of_files(root: Path, names: tuple[str, ...], excluded: tuple[str, ...] = ()) -> str:
+def _digest_of_files(root: Path, names: tuple[str, ...]) -> str:
     """Return a digest over files and the files below directories."""
     files: list[str] = []
     for name in names:
         path = root / name
         found = path.rglob("*") if path.is_dir() else [path]
         files += [str(one.relative_to(root)) for one in found if one.is_file()]
-    kept = [
-        file
-        for file in sorted(files)
-        if "__pycache__" not in file
-        and not any(file == skip or file.startswith(f"{skip}/") for skip in excluded)
-    ]
-    return digest_files(root, kept)
+    return digest_files(root, [file for file in sorted(files) if "__pycache__" not in file])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,20 +42,7 @@ class Checkout:
         """
         if self.is_dirty:
             return {path: self._work_tree_digest(path) for path in paths}
-        digests = {}
-        for path in paths:
-            found = _git(
-                self.repository,
-                "rev-parse",
-                "--verify",
-                "--quiet",
-                self._object(path),
-                is_checked=False,
-            )
-            if found.exit_code != 0:
-                raise NotFound(f"the source has no {path!r} at commit {self.commit[:12]}")
-            digests[path] = found.text.strip()
-        return digests
+        return {path: self._committed_digest(path) for path in paths}
 
     def last_change(self, paths: Sequence[str]) -> str:
         """Return the newest commit, from this one backwards, that changed one of the paths."""
@@ -84,9 +72,16 @@ class Checkout:
     def _directory(self) -> Path:
         return self.repository / self.prefix
 
-    def _object(self, path: str) -> str:
-        inside = self.prefix + ("" if path == "." else path)
-        return f"{self.commit}:{inside.rstrip('/')}"
+    def _committed_digest(self, path: str) -> str:
+        """Return the mode and the name of git's object; a program may lose its mode alone."""
+        inside = posixpath.normpath(self.prefix + path)
+        if inside == ".":
+            return f"tree {_resolve(self.repository, self.commit, 'the source', kind='tree')}"
+        listing = _git(self.repository, "ls-tree", "-z", "--full-tree", self.commit, "--", inside)
+        if not listing.stdout:
+            raise NotFound(f"the source has no {path!r} at commit {self.commit[:12]}")
+        entry, _, _ = listing.text.partition("\t")
+        return entry
 
     def _files(self, path: str) -> list[str]:
         """Return the files that git tracks or would track, relative to the source."""
@@ -198,11 +193,11 @@ def _fetch(url: str, clones: Path) -> Path:
     return clone
 
 
-def _resolve(repository: Path, ref: str, source: str) -> str:
+def _resolve(repository: Path, ref: str, source: str, *, kind: str = "commit") -> str:
     if ref.startswith("-"):
         raise ConfigurationError(f"{ref!r} is not a branch, tag or commit")
     found = _git(
-        repository, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}", is_checked=False
+        repository, "rev-parse", "--verify", "--quiet", f"{ref}^{{{kind}}}", is_checked=False
     )
     if found.exit_code != 0:
         raise NotFound(
