@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from toolkit import shell
 from toolkit.bake import plan
 from toolkit.bake.inputs import playbooks_digest, role_digests
+from toolkit.bake.leak import LeakGate
 from toolkit.bake.manifest import SealedLayer, image_manifest, release_manifest
 from toolkit.bake.plan import BASE_LAYER, Decision
 from toolkit.canonical import canonical_json
@@ -27,9 +27,6 @@ from toolkit.project.model import LayerSpec, Project, RoleSpec
 from toolkit.project.source import Checkout, digest_files
 from toolkit.state import State, make_private
 from toolkit.store.local import LocalStore
-
-if TYPE_CHECKING:
-    from toolkit.bake.leak import LeakGate
 
 PACKAGE = Path(__file__).parent.parent
 DECIDING_FILES = (
@@ -78,6 +75,9 @@ class Bake:
         project_commit: Commit of the project's own repository, if it is in one.
         is_project_dirty: Whether roles or playbooks have uncommitted changes.
         is_refresh: Whether packages are fetched anew, in every layer.
+
+    Raises:
+        ConfigurationError: What the leak gate goes by is wrong: better now than after minutes.
     """
 
     def __init__(
@@ -101,6 +101,7 @@ class Bake:
         self._is_dirty = checkout.is_dirty or is_project_dirty
         self._is_refresh = is_refresh
         self._refresh = store.new_refresh_mark() if is_refresh else store.refresh_mark()
+        self._gate = LeakGate(project, state, progress)
         self._is_cancelled = False
         self._lock = threading.Lock()
         self._layers: dict[bytes, Future[Outcome]] = {}
@@ -233,12 +234,6 @@ class Bake:
                 layer.role, tree=applied.tree, sealed=scratch / "sealed", seen=applied.seen
             )
             return self._put(decision, applied.packages, scratch / "sealed"), decision
-
-    @cached_property
-    def _gate(self) -> LeakGate:
-        from toolkit.bake.leak import LeakGate  # noqa: PLC0415 - only when something is built
-
-        return LeakGate(self._project, self._state, self._progress)
 
     def _explain_image(self, role: RoleSpec) -> Iterator[Decision]:
         """Decide for each layer in turn; nothing is known above one that is to be built."""
