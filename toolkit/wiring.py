@@ -79,12 +79,20 @@ def make_bake(
 
 
 @contextmanager
-def bake_lock(state: State) -> Iterator[None]:
-    """Let one bake at a time write; sweep what a killed one left behind, before and after."""
+def bake_lock(state: State, *, doing: str) -> Iterator[None]:
+    """Let one at a time write to the store; sweep what a killed one left, before and after.
+
+    Args:
+        state: Where.
+        doing: What is done, for the message that others get.
+
+    Raises:
+        LeaseHeld: Another process is at it.
+    """
     from toolkit.bake.builder import sweep
 
     state.prepare()
-    with exclusive(state.root / "bake.lock", doing="a bake"):
+    with exclusive(state.root / "bake.lock", doing=doing):
         sweep(state)
         try:
             yield
@@ -275,7 +283,10 @@ def assemble_disk(workplace: Workplace, digest: str, output: Path) -> Image:
     if not output.parent.is_dir():
         raise ConfigurationError(f"{output.parent}: there is no such directory")
     layers = [store.layer_path(layer.digest) for layer in image.layers]
-    with bake_lock(workplace.state), step(workplace.progress, f"disk of {image.role}"):
+    with (
+        bake_lock(workplace.state, doing="the assembly of a disk"),
+        step(workplace.progress, f"disk of {image.role}"),
+    ):
         boot = disk.extract_boot_files(layers[0], workplace.state.work / "boot")
         disk.assemble_disk(
             layers,
@@ -320,7 +331,7 @@ def collect_garbage(
     machines: list[str] = []
     snapshots: list[str] = []
     live: set[str] = set()
-    with bake_lock(workplace.state):
+    with bake_lock(workplace.state, doing="a garbage collection"):
         for name in environment_names(workplace.project):
             with open_site(workplace, name) as site:
                 machines += expire.retire(site, is_dry_run=is_dry_run)

@@ -5,17 +5,22 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
+import shutil
 import stat
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit import shell
-from toolkit.errors import ConfigurationError, NotFound
+from toolkit.errors import ConfigurationError, LeaseHeld, NotFound
 from toolkit.project.load import is_url
+from toolkit.state import exclusive
 
 GIT_TIMEOUT_S = 60.0
 FETCH_TIMEOUT_S = 600.0
+FETCH_POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,18 +184,51 @@ def _locate(source: str) -> tuple[Path, str]:
 
 
 def _fetch(url: str, clones: Path) -> Path:
+    """Return a bare clone of what is at the URL now; others that fetch it wait for each other."""
     clone = clones / hashlib.sha256(url.encode()).hexdigest()[:16]
-    if not clone.exists():
-        clones.mkdir(parents=True, exist_ok=True)
-        partial = clone.with_name(f"{clone.name}.partial-{os.getpid()}")
-        _git(
-            clones, "clone", "--quiet", "--bare", "--", url, str(partial), timeout_s=FETCH_TIMEOUT_S
-        )
-        partial.rename(clone)
-    else:
-        _git(clone, "fetch", "--quiet", "--prune", "--tags", "--force", "origin",
-             "+refs/heads/*:refs/heads/*", timeout_s=FETCH_TIMEOUT_S)  # fmt: skip
+    with _alone(clone.with_name(f"{clone.name}.lock")):
+        # Of one that was killed while it cloned.
+        for path in clones.glob(f"{clone.name}.partial*"):
+            shutil.rmtree(path)
+        if clone.exists():
+            _git(clone, "fetch", "--quiet", "--prune", "--tags", "--force", "origin",
+                 "+refs/heads/*:refs/heads/*", timeout_s=FETCH_TIMEOUT_S)  # fmt: skip
+            _follow_default_branch(clone)
+        else:
+            partial = clone.with_name(f"{clone.name}.partial")
+            _git(clones, "clone", "--quiet", "--bare", "--", url, str(partial),
+                 timeout_s=FETCH_TIMEOUT_S)  # fmt: skip
+            partial.rename(clone)
     return clone
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    deadline = time.monotonic() + FETCH_TIMEOUT_S
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(exclusive(lock, doing="a fetch of the source"))
+                break
+            except LeaseHeld:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(FETCH_POLL_S)
+        yield
+
+
+def _follow_default_branch(clone: Path) -> None:
+    """Let HEAD be what it is at the origin, which git sets in a clone only once."""
+    listing = _git(clone, "ls-remote", "--symref", "origin", "HEAD", timeout_s=FETCH_TIMEOUT_S)
+    found = [line.partition("\t") for line in listing.text.splitlines()]
+    heads = [left for left, _, right in found if right == "HEAD"]
+    branch = next((head[5:] for head in heads if head.startswith("ref: ")), None)
+    if branch:
+        _git(clone, "symbolic-ref", "HEAD", branch)
+    elif heads:
+        # On no branch there, so that no branch may have brought it.
+        _git(clone, "fetch", "--quiet", "origin", "HEAD", timeout_s=FETCH_TIMEOUT_S)
+        _git(clone, "update-ref", "--no-deref", "HEAD", "FETCH_HEAD")
 
 
 def _resolve(repository: Path, ref: str, source: str, *, kind: str = "commit") -> str:

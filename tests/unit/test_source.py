@@ -1,0 +1,96 @@
+"""The service's source: which commit is meant, and what of it is exported."""
+
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from toolkit import wiring
+from toolkit.project.model import BaseSpec, Project
+from toolkit.project.source import Checkout, checkout
+from toolkit.state import exclusive
+from toolkit.workplace import Workplace
+
+PATIENCE_S = 60
+
+
+def git(directory: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=t", "-c", "user.email=t@example.com")
+    return subprocess.run(
+        ["git", "-C", directory, *identity, *arguments], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def commit(directory: Path, files: dict[str, str] | None = None) -> str:
+    for name, content in (files or {}).items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    git(directory, "add", "--all")
+    git(directory, "commit", "--quiet", "--allow-empty", "--message=change")
+    return git(directory, "rev-parse", "HEAD")
+
+
+@pytest.fixture
+def upstream(tmp_path: Path) -> Path:
+    directory = tmp_path / "upstream"
+    directory.mkdir()
+    git(directory, "init", "--quiet", "--initial-branch=master")
+    commit(directory, {"VERSION": "1\n", "src/app.py": "pass\n"})
+    return directory
+
+
+def fetched(upstream: Path, *, ref: str | None = None) -> Checkout:
+    clones = upstream.parent / "sources"
+    return checkout(upstream.as_uri(), ref, clones=clones, is_dirty_allowed=False)
+
+
+def test_the_default_branch_of_a_url_is_what_it_is_now(upstream: Path) -> None:
+    first = git(upstream, "rev-parse", "HEAD")
+    assert fetched(upstream).commit == first
+    git(upstream, "checkout", "--quiet", "-b", "main")
+    second = commit(upstream)
+    assert fetched(upstream).commit == second
+    git(upstream, "branch", "--quiet", "--delete", "--force", "master")
+    third = commit(upstream)
+    assert fetched(upstream).commit == fetched(upstream, ref="HEAD").commit == third
+
+
+def test_a_url_may_be_on_no_branch(upstream: Path) -> None:
+    fetched(upstream)
+    git(upstream, "checkout", "--quiet", "--detach")
+    alone = commit(upstream)
+    assert fetched(upstream).commit == alone
+    git(upstream, "checkout", "--quiet", "master")
+    assert fetched(upstream).commit == git(upstream, "rev-parse", "master") != alone
+
+
+def test_who_fetches_the_same_waits_and_removes_what_a_killed_one_left(upstream: Path) -> None:
+    name = fetched(upstream).repository.name
+    clones = upstream.parent / "again"
+    (clones / f"{name}.partial-1").mkdir(parents=True)
+    found: list[Checkout] = []
+
+    def fetch() -> None:
+        found.append(checkout(upstream.as_uri(), None, clones=clones, is_dirty_allowed=False))
+
+    threads = [threading.Thread(target=fetch) for _ in range(2)]
+    with exclusive(clones / f"{name}.lock", doing="a test"):
+        for thread in threads:
+            thread.start()
+        threads[0].join(1)
+        assert found == []
+        assert not (clones / name).exists()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert [one.commit for one in found] == [git(upstream, "rev-parse", "HEAD")] * 2
+    assert {path.name for path in clones.iterdir()} == {name, f"{name}.lock"}
+
+
+def test_the_lock_of_the_store_says_what_is_done(tmp_path: Path) -> None:
+    place = Workplace(tmp_path, tmp_path / "state")
+    place.project = Project(tmp_path, "shop", str(tmp_path), BaseSpec("bookworm", None, ()), {})
+    wiring.collect_garbage(place, keep_releases=1, keep_snapshots=1, is_dry_run=True)
+    holder = (tmp_path / "state" / "bake.lock").read_text()
+    assert holder.startswith("a garbage collection (process ")
