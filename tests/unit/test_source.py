@@ -94,3 +94,17 @@ def test_the_lock_of_the_store_says_what_is_done(tmp_path: Path) -> None:
     wiring.collect_garbage(place, keep_releases=1, keep_snapshots=1, is_dry_run=True)
     holder = (tmp_path / "state" / "bake.lock").read_text()
     assert holder.startswith("a garbage collection (process ")
+
+
+@pytest.mark.parametrize("paths", [["."], [".", "VERSION"], ["VERSION", "./"], ["VERSION", "src"]])
+@pytest.mark.parametrize("is_dirty", [False, True])
+def test_every_path_is_exported(
+    upstream: Path, tmp_path: Path, paths: list[str], is_dirty: bool
+) -> None:
+    if is_dirty:
+        (upstream / "VERSION").write_text("2\n")
+    source = checkout(str(upstream), None, clones=tmp_path, is_dirty_allowed=is_dirty)
+    source.export(paths, tmp_path / "into")
+    files = {str(p.relative_to(tmp_path / "into")) for p in (tmp_path / "into").rglob("*")}
+    assert files == {"VERSION", "src", "src/app.py"}
+    assert (tmp_path / "into" / "VERSION").read_text() == ("2\n" if is_dirty else "1\n")

@@ -64,12 +64,14 @@ class Checkout:
                 "--create", "--null", "--files-from=-", cwd=self._directory, stdin=listing
             )
         else:
+            # With any path, git exports no other; with "." it exports everything.
+            inside = [] if "." in map(posixpath.normpath, paths) else paths
             archive = _git(
                 self.repository,
                 "archive",
                 "--format=tar",
                 f"{self.commit}:{self.prefix.rstrip('/')}",
-                *(path for path in paths if path != "."),
+                *inside,
             ).stdout
         _tar("--extract", "--no-same-owner", cwd=into, stdin=archive)
 
