@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from toolkit import wiring
+from toolkit.errors import ConfigurationError
+from toolkit.project.load import load_project
 from toolkit.project.model import BaseSpec, Project
 from toolkit.project.source import Checkout, checkout
 from toolkit.state import exclusive
@@ -94,6 +96,42 @@ def test_the_lock_of_the_store_says_what_is_done(tmp_path: Path) -> None:
     wiring.collect_garbage(place, keep_releases=1, keep_snapshots=1, is_dry_run=True)
     holder = (tmp_path / "state" / "bake.lock").read_text()
     assert holder.startswith("a garbage collection (process ")
+
+
+TOKEN = "s3cret-token"
+
+
+@pytest.mark.parametrize(
+    ("field", "url", "is_refused"),
+    [
+        ("source", f"https://me:{TOKEN}@git.example.com/shop.git", True),
+        ("source", f"https://{TOKEN}:x-oauth-basic@git.example.com/shop.git", True),
+        ("source", f"ssh://git:{TOKEN}@git.example.com:22/shop.git", True),
+        ("source", f"https://:a@{TOKEN}@git.example.com", True),
+        ("base.mirror", f"deb http://me:{TOKEN}@mirror.example.com/debian bookworm main", True),
+        ("source", "https://git.example.com:8443/a:b@c/shop.git", False),
+        ("source", "https://me@git.example.com/shop.git", False),
+        ("source", "ssh://git@git.example.com:22/shop.git", False),
+        ("source", "git@git.example.com:shop.git", False),
+        ("base.mirror", "http://[::1]:3142/debian", False),
+    ],
+)
+def test_a_url_holds_no_password(tmp_path: Path, field: str, url: str, is_refused: bool) -> None:
+    lines = {"source": "source: src", "base.mirror": "base: {}"}
+    lines[field] = f"source: '{url}'" if field == "source" else f"base: {{mirror: '{url}'}}"
+    (tmp_path / "roles" / "web").mkdir(parents=True)
+    (tmp_path / "service.yml").write_text(
+        "\n".join(["name: shop", *lines.values(), "roles: {web: {layers: [web], port: 80}}"])
+    )
+    if not is_refused:
+        load_project(tmp_path)
+        return
+    with pytest.raises(
+        ConfigurationError, match=f"service.yml:{field}: must hold no pass"
+    ) as raised:
+        load_project(tmp_path)
+    assert "credential helper or an SSH agent" in raised.value.message
+    assert TOKEN not in raised.value.message
 
 
 @pytest.mark.parametrize("paths", [["."], [".", "VERSION"], ["VERSION", "./"], ["VERSION", "src"]])
