@@ -146,3 +146,23 @@ def test_every_path_is_exported(
     files = {str(p.relative_to(tmp_path / "into")) for p in (tmp_path / "into").rglob("*")}
     assert files == {"VERSION", "src", "src/app.py"}
     assert (tmp_path / "into" / "VERSION").read_text() == ("2\n" if is_dirty else "1\n")
+
+
+@pytest.mark.parametrize("paths", [["."], ["libs"], ["libs/other"]])
+@pytest.mark.parametrize("kind", ["submodule", "submodule, dirty", "untracked"])
+def test_a_repository_within_the_source_is_refused(
+    upstream: Path, tmp_path: Path, kind: str, paths: list[str]
+) -> None:
+    other = upstream / "libs" / "other"
+    other.mkdir(parents=True)
+    git(other, "init", "--quiet")
+    commit(other, {"file": "x\n"})
+    if kind != "untracked":
+        commit(upstream)
+    if kind != "submodule":
+        (upstream / "VERSION").write_text("2\n")
+    source = checkout(str(upstream), None, clones=tmp_path, is_dirty_allowed=True)
+    assert source.is_dirty is (kind != "submodule")
+    assert set(source.digests(["VERSION", "src"])) == {"VERSION", "src"}
+    with pytest.raises(ConfigurationError, match="libs/other in the service's source is a repo"):
+        source.digests(paths)

@@ -22,6 +22,9 @@ GIT_TIMEOUT_S = 60.0
 FETCH_TIMEOUT_S = 600.0
 FETCH_POLL_S = 0.2
 
+GITLINK = b"160000 "
+"""The mode of a submodule in a tree: a commit, of which this repository has no files."""
+
 
 @dataclass(frozen=True, slots=True)
 class Checkout:
@@ -43,6 +46,7 @@ class Checkout:
         """Return a digest of the content of each path: a file or a directory.
 
         Raises:
+            ConfigurationError: A submodule, or another repository, is in one of them.
             NotFound: The source has no such path at this commit.
         """
         if self.is_dirty:
@@ -82,13 +86,18 @@ class Checkout:
     def _committed_digest(self, path: str) -> str:
         """Return the mode and the name of git's object; a program may lose its mode alone."""
         inside = posixpath.normpath(self.prefix + path)
+        below = _git(
+            self.repository, "ls-tree", "-r", "-z", "--full-tree", self.commit, "--", inside
+        )
+        for entry in below.stdout.split(b"\0"):
+            if entry.startswith(GITLINK):
+                raise _nested(os.fsdecode(entry.partition(b"\t")[2]))
         if inside == ".":
             return f"tree {_resolve(self.repository, self.commit, 'the source', kind='tree')}"
         listing = _git(self.repository, "ls-tree", "-z", "--full-tree", self.commit, "--", inside)
         if not listing.stdout:
             raise NotFound(f"the source has no {path!r} at commit {self.commit[:12]}")
-        entry, _, _ = listing.text.partition("\t")
-        return entry
+        return listing.text.partition("\t")[0]
 
     def _files(self, path: str) -> list[str]:
         """Return the files that git tracks or would track, relative to the source."""
@@ -107,6 +116,10 @@ class Checkout:
 
     def _work_tree_digest(self, path: str) -> str:
         names = self._files(path)
+        for name in names:
+            # Git lists a directory only where another repository begins.
+            if (self._directory / name).is_dir() and not (self._directory / name).is_symlink():
+                raise _nested(self.prefix + name.rstrip("/"))
         if not names:
             raise NotFound(f"the source has no {path!r} in its work tree")
         return digest_files(self._directory, names)
@@ -166,6 +179,13 @@ def digest_files(directory: Path, names: Sequence[str]) -> str:
             kind, content = ("exec" if mode & 0o100 else "file"), path.read_bytes()
         total.update(f"{kind} {len(name)} {name} {len(content)}\n".encode() + content)
     return total.hexdigest()
+
+
+def _nested(path: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{path} in the service's source is a repository of its own, whose files git does not have",
+        hint="put the files themselves there, or let no 'source' of a layer in service.yml name it",
+    )
 
 
 def _locate(source: str) -> tuple[Path, str]:
