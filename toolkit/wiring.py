@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.bake.inputs import linked_places
+from toolkit.bake.inputs import is_baked, linked_places
 from toolkit.bake.run import Bake
 from toolkit.errors import ConfigurationError
 from toolkit.progress import step
@@ -35,6 +35,7 @@ __all__ = ["bake_lock", "make_bake", "open_ledger", "open_site", "open_store", "
 PROJECT_PARTS = ("service.yml", "leak-exceptions.yml", "roles", "playbooks")
 """What of a project decides about images, with what links in it lead to."""
 LINKING_PARTS = ("roles", "playbooks")
+SHOWN = 5
 
 
 def open_store(state: State) -> LocalStore:
@@ -56,13 +57,10 @@ def make_bake(
         project.source, ref, clones=state.sources, is_dirty_allowed=is_dirty_allowed
     )
     project_commit = source.project_commit(project.root)
-    is_project_dirty = project_commit is not None and source.has_changes(
-        project.root, [*PROJECT_PARTS, *map(str, linked_places(project.root, LINKING_PARTS))]
-    )
-    if is_project_dirty and not is_dirty_allowed:
+    changed = _changed_parts(project.root) if project_commit else None
+    if changed and not is_dirty_allowed:
         raise ConfigurationError(
-            f"the project {project.root} has changes that are not committed in "
-            f"{', '.join(PROJECT_PARTS)}",
+            f"the project {project.root} has changes that are not committed in {changed}",
             hint="commit them, or bake them with --allow-dirty, which is recorded",
         )
     store = open_store(state)
@@ -73,9 +71,22 @@ def make_bake(
         state=state,
         progress=workplace.progress,
         project_commit=project_commit,
-        is_project_dirty=is_project_dirty,
+        is_project_dirty=changed is not None,
         is_refresh=is_refresh,
     )
+
+
+def _changed_parts(root: Path) -> str | None:
+    """Return where a project that decides about images is not what is committed, for people."""
+    parts = [*PROJECT_PARTS, *map(str, linked_places(root, LINKING_PARTS))]
+    if source.has_changes(root, parts):
+        return ", ".join(PROJECT_PARTS)
+    # Git keeps silent about these, but Ansible copies them all the same.
+    ignored = [file for file in source.ignored_files(root, parts) if is_baked(file)]
+    if not ignored:
+        return None
+    more = f" and {len(ignored) - SHOWN} more" if len(ignored) > SHOWN else ""
+    return f"files that git ignores: {', '.join(ignored[:SHOWN])}{more}"
 
 
 @contextmanager

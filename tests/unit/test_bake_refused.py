@@ -84,3 +84,31 @@ def test_what_a_link_of_a_role_leads_to_must_be_committed(root: Path) -> None:
     write(root, {"shared/motd": "changed\n"})
     with pytest.raises(ConfigurationError, match="changes that are not committed"):
         make_bake(root)
+
+
+@pytest.mark.parametrize(
+    ("file", "is_refused"),
+    [
+        ("roles/web/files/local.bin", True),
+        ("roles/web/secret/deep/local.bin", True),
+        ("playbooks/library/local.bin", True),
+        ("roles/web/files/__pycache__/local.bin", False),
+        ("roles/web/smoke/local.bin", False),
+        ("roles/web/molecule/default/local.bin", False),
+        ("inventories/test/local.bin", False),
+    ],
+)
+@pytest.mark.parametrize("rule", ["*.bin", "secret/\n*.bin"])
+def test_files_that_git_ignores_are_changes_where_they_are_baked(
+    root: Path, rule: str, file: str, is_refused: bool
+) -> None:
+    write(root, {".gitignore": f"{rule}\n"})
+    commit(root)
+    write(root, {file: "x"})
+    assert make_bake(root, is_dirty_allowed=True).is_dirty is is_refused
+    if not is_refused:
+        make_bake(root)
+        return
+    with pytest.raises(ConfigurationError, match="files that git ignores: ") as caught:
+        make_bake(root)
+    assert caught.value.message.endswith(file)

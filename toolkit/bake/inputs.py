@@ -79,6 +79,15 @@ def digest_directory(root: Path, directory: str, excluded: tuple[str, ...] = ())
     return total.hexdigest()
 
 
+def is_baked(file: str) -> bool:
+    """Whether a file of a project, by its path there, may decide about a layer."""
+    top, *below = file.split("/")
+    inside = "/".join(below[1:])
+    return "__pycache__" not in below and not (
+        top == "roles" and any(inside == one or inside.startswith(f"{one}/") for one in UNBAKED)
+    )
+
+
 def linked_places(root: Path, parts: tuple[str, ...]) -> list[Path]:
     """Return what links below the parts of a project lead to.
 

@@ -76,6 +76,9 @@ class Bake:
         is_project_dirty: Whether roles or playbooks have uncommitted changes.
         is_refresh: Whether packages are fetched anew, in every layer.
 
+    Attributes:
+        is_dirty: Whether images hold anything that is in no commit.
+
     Raises:
         ConfigurationError: What the leak gate goes by is wrong: better now than after minutes.
     """
@@ -98,7 +101,7 @@ class Bake:
         self._state = state
         self._progress = progress
         self._project_commit = project_commit
-        self._is_dirty = checkout.is_dirty or is_project_dirty
+        self.is_dirty = checkout.is_dirty or is_project_dirty
         self._is_refresh = is_refresh
         self._refresh = store.new_refresh_mark() if is_refresh else store.refresh_mark()
         self._gate = LeakGate(project, state, progress)
@@ -138,7 +141,7 @@ class Bake:
                 service=self._project.name,
                 commit=self._checkout.commit,
                 project_commit=self._project_commit,
-                is_dirty=self._is_dirty,
+                is_dirty=self.is_dirty,
                 images={name: image.digest for name, image in images.items()},
             )
         )
@@ -154,7 +157,7 @@ class Bake:
         paths = sorted({path for layer in role.layers for path in layer.source_paths})
         commit = self._checkout.last_change(paths) if paths else None
         return self._store.put_image(
-            image_manifest(role=role.name, sealed=layers, commit=commit, is_dirty=self._is_dirty)
+            image_manifest(role=role.name, sealed=layers, commit=commit, is_dirty=self.is_dirty)
         )
 
     def _image_layers(self, role: RoleSpec) -> list[Outcome]:

@@ -167,6 +167,14 @@ def has_changes(repository: Path, paths: Sequence[str]) -> bool:
     return bool(_git(repository, "status", "--porcelain", "--", *existing).text.strip())
 
 
+def ignored_files(repository: Path, paths: Sequence[str]) -> list[str]:
+    """Return files at the paths that git is told to ignore; a directory that is one ends in `/`."""
+    listing = _git(
+        repository, "ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--", *paths
+    )
+    return sorted(os.fsdecode(name) for name in listing.stdout.split(b"\0") if name)
+
+
 def digest_files(directory: Path, names: Sequence[str]) -> str:
     """Return a digest over names, modes that git knows, and content of files."""
     total = hashlib.sha256()
