@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toolkit.bake.inputs import is_baked, linked_places
 from toolkit.bake.run import Bake
 from toolkit.errors import ConfigurationError
 from toolkit.progress import step
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["bake_lock", "make_bake", "open_ledger", "open_site", "open_store", "select_roles"]
 
 PROJECT_PARTS = ("service.yml", "leak-exceptions.yml", "roles", "playbooks")
-"""What of a project decides about images."""
+"""What of a project decides about images, with what links in it lead to."""
+LINKING_PARTS = ("roles", "playbooks")
+SHOWN = 5
 
 
 def open_store(state: State) -> LocalStore:
@@ -54,13 +57,10 @@ def make_bake(
         project.source, ref, clones=state.sources, is_dirty_allowed=is_dirty_allowed
     )
     project_commit = source.project_commit(project.root)
-    is_project_dirty = project_commit is not None and source.has_changes(
-        project.root, PROJECT_PARTS
-    )
-    if is_project_dirty and not is_dirty_allowed:
+    changed = _changed_parts(project.root) if project_commit else None
+    if changed and not is_dirty_allowed:
         raise ConfigurationError(
-            f"the project {project.root} has changes that are not committed in "
-            f"{', '.join(PROJECT_PARTS)}",
+            f"the project {project.root} has changes that are not committed in {changed}",
             hint="commit them, or bake them with --allow-dirty, which is recorded",
         )
     store = open_store(state)
@@ -71,18 +71,39 @@ def make_bake(
         state=state,
         progress=workplace.progress,
         project_commit=project_commit,
-        is_project_dirty=is_project_dirty,
+        is_project_dirty=changed is not None,
         is_refresh=is_refresh,
     )
 
 
+def _changed_parts(root: Path) -> str | None:
+    """Return where a project that decides about images is not what is committed, for people."""
+    parts = [*PROJECT_PARTS, *map(str, linked_places(root, LINKING_PARTS))]
+    if source.has_changes(root, parts):
+        return ", ".join(PROJECT_PARTS)
+    # Git keeps silent about these, but Ansible copies them all the same.
+    ignored = [file for file in source.ignored_files(root, parts) if is_baked(file)]
+    if not ignored:
+        return None
+    more = f" and {len(ignored) - SHOWN} more" if len(ignored) > SHOWN else ""
+    return f"files that git ignores: {', '.join(ignored[:SHOWN])}{more}"
+
+
 @contextmanager
-def bake_lock(state: State) -> Iterator[None]:
-    """Let one bake at a time write; sweep what a killed one left behind, before and after."""
+def bake_lock(state: State, *, doing: str) -> Iterator[None]:
+    """Let one at a time write to the store; sweep what a killed one left, before and after.
+
+    Args:
+        state: Where.
+        doing: What is done, for the message that others get.
+
+    Raises:
+        LeaseHeld: Another process is at it.
+    """
     from toolkit.bake.builder import sweep
 
     state.prepare()
-    with exclusive(state.root / "bake.lock", doing="a bake"):
+    with exclusive(state.root / "bake.lock", doing=doing):
         sweep(state)
         try:
             yield
@@ -273,7 +294,10 @@ def assemble_disk(workplace: Workplace, digest: str, output: Path) -> Image:
     if not output.parent.is_dir():
         raise ConfigurationError(f"{output.parent}: there is no such directory")
     layers = [store.layer_path(layer.digest) for layer in image.layers]
-    with bake_lock(workplace.state), step(workplace.progress, f"disk of {image.role}"):
+    with (
+        bake_lock(workplace.state, doing="the assembly of a disk"),
+        step(workplace.progress, f"disk of {image.role}"),
+    ):
         boot = disk.extract_boot_files(layers[0], workplace.state.work / "boot")
         disk.assemble_disk(
             layers,
@@ -318,7 +342,7 @@ def collect_garbage(
     machines: list[str] = []
     snapshots: list[str] = []
     live: set[str] = set()
-    with bake_lock(workplace.state):
+    with bake_lock(workplace.state, doing="a garbage collection"):
         for name in environment_names(workplace.project):
             with open_site(workplace, name) as site:
                 machines += expire.retire(site, is_dry_run=is_dry_run)

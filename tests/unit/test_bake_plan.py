@@ -9,10 +9,12 @@ from toolkit.bake.manifest import SealedLayer, image_manifest
 from toolkit.model import Layer
 from toolkit.project.model import BaseSpec
 
-BASE = plan.base_inputs(BaseSpec("bookworm", None, ("less",)), toolkit_files="t")
+BASE = plan.base_inputs(
+    BaseSpec("bookworm", None, ("less",)), tools="mmdebstrap=1", toolkit_files="t"
+)
 ROLE = plan.layer_inputs(
-    below="sha256:1", role_files="r", playbook="p", variables={"a": 1}, source={".": "s"},
-    tools="erofs=1", toolkit_files="t",
+    below="sha256:1", roles={"role files": "r", "role common": "c"}, playbooks="p",
+    variables={"a": 1}, source={".": "s"}, tools="erofs=1", toolkit_files="t",
 )  # fmt: skip
 MONDAY, TUESDAY = "2026-11-23T04:00:00Z", "2026-11-24T04:00:00Z"
 
@@ -22,13 +24,19 @@ def sealed(inputs: dict[str, str], *, name: str = "web", digest: str = "sha256:a
     return SealedLayer(plan.layer_key(name, inputs), layer, inputs, ("nginx=1",))
 
 
-@pytest.mark.parametrize("name", list(ROLE))
-def test_every_input_decides_about_a_layer_and_is_named(name: str) -> None:
-    changed = {**ROLE, name: "other"}
-    decision = plan.decide("web", changed, found=None, previous=sealed(ROLE))
+@pytest.mark.parametrize(
+    ("inputs", "name"), [(inputs, name) for inputs in (BASE, ROLE) for name in inputs]
+)
+def test_every_input_decides_about_a_layer_and_is_named(inputs: dict, name: str) -> None:
+    changed = {**inputs, name: "other"}
+    decision = plan.decide("web", changed, found=None, previous=sealed(inputs))
     assert decision.changed == (name,)
     assert decision.reason == f"changed: {name}"
-    assert decision.key != plan.layer_key("web", ROLE)
+    assert decision.key != plan.layer_key("web", inputs)
+
+
+def test_the_tools_that_make_the_operating_system_are_inputs() -> None:
+    assert BASE["tools"] == "mmdebstrap=1"
 
 
 @pytest.mark.parametrize("inputs", [BASE, ROLE], ids=["operating system", "role"])

@@ -1,13 +1,17 @@
-"""Which roles may be rolled at all: those with smoke tests of their own."""
+"""Smoke tests: which roles may be rolled at all, and that tests leave the project as it was."""
 
+import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from toolkit import shell
 from toolkit.errors import ConfigurationError
 from toolkit.project.model import BaseSpec, LayerSpec, Project, RoleSpec
-from toolkit.smoke.runner import PytestRunner
+from toolkit.smoke import ORDER
+from toolkit.smoke.runner import PytestRunner, pytest_command
 
 
 @pytest.fixture
@@ -53,3 +57,28 @@ def test_a_role_needs_tests_of_its_own(
     with pytest.raises(ConfigurationError, match="role hello has no smoke tests") as caught:
         runner.need_tests("hello")
     assert str(tmp_path / "roles" / "hello" / "smoke") in caught.value.message
+
+
+def test_smoke_tests_write_nothing_into_the_project(tmp_path: Path) -> None:
+    """A project that ignores nothing would else be dirty at the next bake."""
+    smoke = tmp_path / "roles" / "hello" / "smoke"
+    smoke.mkdir(parents=True)
+    (smoke / "test_it.py").write_text("def test_it():\n    assert 1 + 1 == 2\n")
+    outcomes, order = tmp_path / "outcomes", tmp_path / "order"
+    order.write_text(json.dumps({"outcomes": str(outcomes)}))
+    done = subprocess.run(
+        pytest_command(tmp_path / "roles", [smoke]),
+        env=shell.environment(**{ORDER: str(order), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}),
+        cwd=tmp_path,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(outcomes.read_text())["passed"] is True
+    assert [path.name for path in (tmp_path / "roles").rglob("*")] == [
+        "hello",
+        "smoke",
+        "test_it.py",
+    ]

@@ -94,14 +94,19 @@ class LeakGate:
         progress: Hears whose values could not be searched for.
 
     Raises:
-        ConfigurationError: The file of exceptions is wrong.
+        ConfigurationError: The file of exceptions is wrong, or an environment's definition, or what
+            a role declares of secrets.
     """
 
     def __init__(self, project: Project, state: State, progress: Progress) -> None:
-        self._project = project
         self._state = state
         self._progress = progress
         self._exceptions = load_exceptions(project.root / EXCEPTIONS_FILE)
+        self._places = [
+            VaultPlace(load_environment(project, name), role)
+            for name in environment_names(project)
+            for role in load_matrix(project, [name]).roles(name)
+        ]
 
     def check(self, name: str, *, tree: Path, sealed: Path, seen: Sequence[Finding] = ()) -> None:
         """Refuse a layer that holds anything it must not.
@@ -183,15 +188,12 @@ class LeakGate:
         A command that hands out passwords may ask a person, or be allowed to do so for one
         environment only; a bake concerns none, so it is left to `toolkit secrets audit`.
         """
-        places = []
-        for name in environment_names(self._project):
-            environment = load_environment(self._project, name)
-            keys = KeyRing(environment, self._state)
-            for role in load_matrix(self._project, [name]).roles(name):
-                place = VaultPlace(environment, role)
-                if place.path.is_file() and keys.is_at_hand(role):
-                    places.append(place)
-        return places
+        return [
+            place
+            for place in self._places
+            if place.path.is_file()
+            and KeyRing(place.environment, self._state).is_at_hand(place.role)
+        ]
 
 
 class _TreeCopy:

@@ -59,17 +59,19 @@ class Decision:
         return "never baked before"
 
 
-def base_inputs(base: BaseSpec, *, toolkit_files: str) -> dict[str, str]:
+def base_inputs(base: BaseSpec, *, tools: str, toolkit_files: str) -> dict[str, str]:
     """Return the inputs of the operating system's layer.
 
     Args:
         base: The project's choice.
+        tools: Versions of the tools that make and seal it.
         toolkit_files: Digest of the toolkit's own files that go into it or decide about it.
     """
     return {
         "suite": base.suite,
         "mirror": base.mirror or "default",
         "packages": " ".join(sorted({*BASE_PACKAGES, *base.packages})),
+        "tools": tools,
         "toolkit": toolkit_files,
     }
 
@@ -77,8 +79,8 @@ def base_inputs(base: BaseSpec, *, toolkit_files: str) -> dict[str, str]:
 def layer_inputs(
     *,
     below: str,
-    role_files: str,
-    playbook: str,
+    roles: Mapping[str, str],
+    playbooks: str,
     variables: Mapping[str, object],
     source: Mapping[str, str],
     tools: str,
@@ -88,8 +90,9 @@ def layer_inputs(
 
     Args:
         below: Digest of the sealed layer below.
-        role_files: Digest of the Ansible role, without its tests.
-        playbook: Digest of the playbook that applies it.
+        roles: Input name to the digest of an Ansible role, without its tests: the layer's own, and
+            those that it brings in.
+        playbooks: Digest of the playbook that applies it, and of what lies beside it.
         variables: Extra variables.
         source: Path of the service's source to the digest of its content.
         tools: Versions of the tools that build and seal.
@@ -97,8 +100,8 @@ def layer_inputs(
     """
     inputs = {
         "layer below": below,
-        "role files": role_files,
-        "playbook": playbook,
+        **roles,
+        "playbooks": playbooks,
         "variables": hashlib.sha256(canonical_json(dict(variables))).hexdigest(),
         "tools": tools,
         "toolkit": toolkit_files,

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from toolkit import shell
 from toolkit.bake import plan
+from toolkit.bake.inputs import playbooks_digest, role_digests
+from toolkit.bake.leak import LeakGate
 from toolkit.bake.manifest import SealedLayer, image_manifest, release_manifest
 from toolkit.bake.plan import BASE_LAYER, Decision
 from toolkit.canonical import canonical_json
@@ -26,9 +27,6 @@ from toolkit.project.model import LayerSpec, Project, RoleSpec
 from toolkit.project.source import Checkout, digest_files
 from toolkit.state import State, make_private
 from toolkit.store.local import LocalStore
-
-if TYPE_CHECKING:
-    from toolkit.bake.leak import LeakGate
 
 PACKAGE = Path(__file__).parent.parent
 DECIDING_FILES = (
@@ -41,9 +39,8 @@ DECIDING_FILES = (
 
 BASE_FILES = ("bake/base.py", "bake/seal.py", "bake/initramfs")
 
-TOOL_PACKAGES = ("erofs-utils", "systemd-container")
-UNBAKED = ("smoke", "molecule", "README.md", "meta/secrets.yml")
-"""Parts of a role that do not go into an image."""
+BASE_TOOLS = ("erofs-utils", "mmdebstrap")
+LAYER_TOOLS = ("erofs-utils", "systemd-container")
 
 PARALLEL_IMAGES = 2
 CANCEL_POLL_S = 0.2
@@ -78,6 +75,12 @@ class Bake:
         project_commit: Commit of the project's own repository, if it is in one.
         is_project_dirty: Whether roles or playbooks have uncommitted changes.
         is_refresh: Whether packages are fetched anew, in every layer.
+
+    Attributes:
+        is_dirty: Whether images hold anything that is in no commit.
+
+    Raises:
+        ConfigurationError: What the leak gate goes by is wrong: better now than after minutes.
     """
 
     def __init__(
@@ -98,9 +101,10 @@ class Bake:
         self._state = state
         self._progress = progress
         self._project_commit = project_commit
-        self._is_dirty = checkout.is_dirty or is_project_dirty
+        self.is_dirty = checkout.is_dirty or is_project_dirty
         self._is_refresh = is_refresh
         self._refresh = store.new_refresh_mark() if is_refresh else store.refresh_mark()
+        self._gate = LeakGate(project, state, progress)
         self._is_cancelled = False
         self._lock = threading.Lock()
         self._layers: dict[bytes, Future[Outcome]] = {}
@@ -137,7 +141,7 @@ class Bake:
                 service=self._project.name,
                 commit=self._checkout.commit,
                 project_commit=self._project_commit,
-                is_dirty=self._is_dirty,
+                is_dirty=self.is_dirty,
                 images={name: image.digest for name, image in images.items()},
             )
         )
@@ -153,7 +157,7 @@ class Bake:
         paths = sorted({path for layer in role.layers for path in layer.source_paths})
         commit = self._checkout.last_change(paths) if paths else None
         return self._store.put_image(
-            image_manifest(role=role.name, sealed=layers, commit=commit, is_dirty=self._is_dirty)
+            image_manifest(role=role.name, sealed=layers, commit=commit, is_dirty=self.is_dirty)
         )
 
     def _image_layers(self, role: RoleSpec) -> list[Outcome]:
@@ -234,12 +238,6 @@ class Bake:
             )
             return self._put(decision, applied.packages, scratch / "sealed"), decision
 
-    @cached_property
-    def _gate(self) -> LeakGate:
-        from toolkit.bake.leak import LeakGate  # noqa: PLC0415 - only when something is built
-
-        return LeakGate(self._project, self._state, self._progress)
-
     def _explain_image(self, role: RoleSpec) -> Iterator[Decision]:
         """Decide for each layer in turn; nothing is known above one that is to be built."""
         previous = self._previous_layers(role)
@@ -272,20 +270,20 @@ class Bake:
 
     def _base_inputs(self) -> dict[str, str]:
         inputs = plan.base_inputs(
-            self._project.base, toolkit_files=_digest_of_files(PACKAGE, BASE_FILES)
+            self._project.base,
+            tools=_tool_versions(BASE_TOOLS),
+            toolkit_files=_digest_of_files(PACKAGE, BASE_FILES),
         )
         return plan.refreshed(inputs, self._refresh)
 
     def _layer_inputs(self, layer: LayerSpec, below: str) -> dict[str, str]:
         inputs = plan.layer_inputs(
             below=below,
-            role_files=_digest_of_files(
-                self._project.role_directory(layer.role), ("",), excluded=UNBAKED
-            ),
-            playbook=_digest_of_files(self._project.root / "playbooks", ("bake.yml",)),
+            roles=role_digests(self._project, layer.role),
+            playbooks=playbooks_digest(self._project),
             variables=layer.variables,
             source=self._checkout.digests(layer.source_paths),
-            tools=_tool_versions(),
+            tools=f"{_tool_versions(LAYER_TOOLS)}ansible-core={metadata.version('ansible-core')}",
             toolkit_files=_digest_of_files(PACKAGE, DECIDING_FILES),
         )
         return plan.refreshed(inputs, self._refresh)
@@ -303,11 +301,11 @@ class Bake:
 
 
 @cache
-def _tool_versions() -> str:
-    """Return the versions of what builds and seals a layer."""
+def _tool_versions(packages: tuple[str, ...]) -> str:
+    """Return the versions of what builds and seals a layer, each followed by a space."""
     try:
-        listing = shell.run(
-            ["dpkg-query", "-W", "-f", "${Package}=${Version} ", *TOOL_PACKAGES],
+        return shell.run(
+            ["dpkg-query", "-W", "-f", "${Package}=${Version} ", *packages],
             env=shell.environment(),
             timeout_s=30,
         ).text
@@ -316,21 +314,14 @@ def _tool_versions() -> str:
             f"the versions of the host's tools are unknown: {error.message}",
             hint="run 'toolkit doctor' to see what is missing",
         ) from None
-    return f"{listing}ansible-core={metadata.version('ansible-core')}"
 
 
 @cache
-def _digest_of_files(root: Path, names: tuple[str, ...], excluded: tuple[str, ...] = ()) -> str:
+def _digest_of_files(root: Path, names: tuple[str, ...]) -> str:
     """Return a digest over files and the files below directories."""
     files: list[str] = []
     for name in names:
         path = root / name
         found = path.rglob("*") if path.is_dir() else [path]
         files += [str(one.relative_to(root)) for one in found if one.is_file()]
-    kept = [
-        file
-        for file in sorted(files)
-        if "__pycache__" not in file
-        and not any(file == skip or file.startswith(f"{skip}/") for skip in excluded)
-    ]
-    return digest_files(root, kept)
+    return digest_files(root, [file for file in sorted(files) if "__pycache__" not in file])

@@ -51,7 +51,7 @@ def bake(
         decisions = job.explain(chosen)
         context.emit(_as_data(decisions), _as_text(decisions))
         return
-    with wiring.bake_lock(context.state):
+    with wiring.bake_lock(context.state, doing="a bake"):
         baked = job.run(chosen)
     context.record(
         "release.baked",

@@ -7,6 +7,7 @@ Only `toolkit.project.load` uses these; everything else gets the immutable value
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -15,6 +16,9 @@ from toolkit.project.model import MOST_MACHINES
 
 NAME_PATTERN = r"^[a-z][a-z0-9_]{0,30}$"
 """A role's name: an Ansible role, an inventory group and part of machine names at once."""
+
+PASSWORD = re.compile(r"://[^/\s]*:[^/\s]*@")
+"""The user's part of a URL, with a password."""
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 AbsolutePath = Annotated[str, Field(pattern=r"^/[A-Za-z0-9._/-]+$")]
@@ -30,6 +34,15 @@ def _absolute(path: str) -> str:
     if not path.startswith(("/", "~")):
         raise ValueError("must begin with / or ~: who runs the command may be anywhere")
     return path
+
+
+def _without_password(url: str) -> str:
+    if PASSWORD.search(url):
+        raise ValueError(
+            "must hold no password or token, which would be in argument lists, messages and files; "
+            "git asks a credential helper or an SSH agent for it"
+        )
+    return url
 
 
 def _loopback(listen: str) -> str:
@@ -90,7 +103,7 @@ class BaseEntry(Strict):
     """The bare operating system below every image."""
 
     suite: Annotated[str, Field(pattern=r"^[a-z]+$")] = "bookworm"
-    mirror: str | None = None
+    mirror: Annotated[str, AfterValidator(_without_password)] | None = None
     packages: tuple[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]+$")], ...] = ()
 
 
@@ -98,7 +111,7 @@ class ServiceFile(Strict):
     """`service.yml`."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,40}$")]
-    source: str = Field(min_length=1)
+    source: Annotated[str, Field(min_length=1), AfterValidator(_without_password)]
     base: BaseEntry = BaseEntry()
     roles: Annotated[dict[Name, RoleEntry], Field(min_length=1)]
 

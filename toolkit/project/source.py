@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
+import shutil
 import stat
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit import shell
-from toolkit.errors import ConfigurationError, NotFound
+from toolkit.errors import ConfigurationError, LeaseHeld, NotFound
 from toolkit.project.load import is_url
+from toolkit.state import exclusive
 
 GIT_TIMEOUT_S = 60.0
 FETCH_TIMEOUT_S = 600.0
+FETCH_POLL_S = 0.2
+
+GITLINK = b"160000 "
+"""The mode of a submodule in a tree: a commit, of which this repository has no files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,24 +46,12 @@ class Checkout:
         """Return a digest of the content of each path: a file or a directory.
 
         Raises:
+            ConfigurationError: A submodule, or another repository, is in one of them.
             NotFound: The source has no such path at this commit.
         """
         if self.is_dirty:
             return {path: self._work_tree_digest(path) for path in paths}
-        digests = {}
-        for path in paths:
-            found = _git(
-                self.repository,
-                "rev-parse",
-                "--verify",
-                "--quiet",
-                self._object(path),
-                is_checked=False,
-            )
-            if found.exit_code != 0:
-                raise NotFound(f"the source has no {path!r} at commit {self.commit[:12]}")
-            digests[path] = found.text.strip()
-        return digests
+        return {path: self._committed_digest(path) for path in paths}
 
     def last_change(self, paths: Sequence[str]) -> str:
         """Return the newest commit, from this one backwards, that changed one of the paths."""
@@ -71,12 +68,14 @@ class Checkout:
                 "--create", "--null", "--files-from=-", cwd=self._directory, stdin=listing
             )
         else:
+            # With any path, git exports no other; with "." it exports everything.
+            inside = [] if "." in map(posixpath.normpath, paths) else paths
             archive = _git(
                 self.repository,
                 "archive",
                 "--format=tar",
                 f"{self.commit}:{self.prefix.rstrip('/')}",
-                *(path for path in paths if path != "."),
+                *inside,
             ).stdout
         _tar("--extract", "--no-same-owner", cwd=into, stdin=archive)
 
@@ -84,9 +83,21 @@ class Checkout:
     def _directory(self) -> Path:
         return self.repository / self.prefix
 
-    def _object(self, path: str) -> str:
-        inside = self.prefix + ("" if path == "." else path)
-        return f"{self.commit}:{inside.rstrip('/')}"
+    def _committed_digest(self, path: str) -> str:
+        """Return the mode and the name of git's object; a program may lose its mode alone."""
+        inside = posixpath.normpath(self.prefix + path)
+        below = _git(
+            self.repository, "ls-tree", "-r", "-z", "--full-tree", self.commit, "--", inside
+        )
+        for entry in below.stdout.split(b"\0"):
+            if entry.startswith(GITLINK):
+                raise _nested(os.fsdecode(entry.partition(b"\t")[2]))
+        if inside == ".":
+            return f"tree {_resolve(self.repository, self.commit, 'the source', kind='tree')}"
+        listing = _git(self.repository, "ls-tree", "-z", "--full-tree", self.commit, "--", inside)
+        if not listing.stdout:
+            raise NotFound(f"the source has no {path!r} at commit {self.commit[:12]}")
+        return listing.text.partition("\t")[0]
 
     def _files(self, path: str) -> list[str]:
         """Return the files that git tracks or would track, relative to the source."""
@@ -105,6 +116,10 @@ class Checkout:
 
     def _work_tree_digest(self, path: str) -> str:
         names = self._files(path)
+        for name in names:
+            # Git lists a directory only where another repository begins.
+            if (self._directory / name).is_dir() and not (self._directory / name).is_symlink():
+                raise _nested(self.prefix + name.rstrip("/"))
         if not names:
             raise NotFound(f"the source has no {path!r} in its work tree")
         return digest_files(self._directory, names)
@@ -152,6 +167,14 @@ def has_changes(repository: Path, paths: Sequence[str]) -> bool:
     return bool(_git(repository, "status", "--porcelain", "--", *existing).text.strip())
 
 
+def ignored_files(repository: Path, paths: Sequence[str]) -> list[str]:
+    """Return files at the paths that git is told to ignore; a directory that is one ends in `/`."""
+    listing = _git(
+        repository, "ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--", *paths
+    )
+    return sorted(os.fsdecode(name) for name in listing.stdout.split(b"\0") if name)
+
+
 def digest_files(directory: Path, names: Sequence[str]) -> str:
     """Return a digest over names, modes that git knows, and content of files."""
     total = hashlib.sha256()
@@ -164,6 +187,13 @@ def digest_files(directory: Path, names: Sequence[str]) -> str:
             kind, content = ("exec" if mode & 0o100 else "file"), path.read_bytes()
         total.update(f"{kind} {len(name)} {name} {len(content)}\n".encode() + content)
     return total.hexdigest()
+
+
+def _nested(path: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{path} in the service's source is a repository of its own, whose files git does not have",
+        hint="put the files themselves there, or let no 'source' of a layer in service.yml name it",
+    )
 
 
 def _locate(source: str) -> tuple[Path, str]:
@@ -184,25 +214,58 @@ def _locate(source: str) -> tuple[Path, str]:
 
 
 def _fetch(url: str, clones: Path) -> Path:
+    """Return a bare clone of what is at the URL now; others that fetch it wait for each other."""
     clone = clones / hashlib.sha256(url.encode()).hexdigest()[:16]
-    if not clone.exists():
-        clones.mkdir(parents=True, exist_ok=True)
-        partial = clone.with_name(f"{clone.name}.partial-{os.getpid()}")
-        _git(
-            clones, "clone", "--quiet", "--bare", "--", url, str(partial), timeout_s=FETCH_TIMEOUT_S
-        )
-        partial.rename(clone)
-    else:
-        _git(clone, "fetch", "--quiet", "--prune", "--tags", "--force", "origin",
-             "+refs/heads/*:refs/heads/*", timeout_s=FETCH_TIMEOUT_S)  # fmt: skip
+    with _alone(clone.with_name(f"{clone.name}.lock")):
+        # Of one that was killed while it cloned.
+        for path in clones.glob(f"{clone.name}.partial*"):
+            shutil.rmtree(path)
+        if clone.exists():
+            _git(clone, "fetch", "--quiet", "--prune", "--tags", "--force", "origin",
+                 "+refs/heads/*:refs/heads/*", timeout_s=FETCH_TIMEOUT_S)  # fmt: skip
+            _follow_default_branch(clone)
+        else:
+            partial = clone.with_name(f"{clone.name}.partial")
+            _git(clones, "clone", "--quiet", "--bare", "--", url, str(partial),
+                 timeout_s=FETCH_TIMEOUT_S)  # fmt: skip
+            partial.rename(clone)
     return clone
 
 
-def _resolve(repository: Path, ref: str, source: str) -> str:
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    deadline = time.monotonic() + FETCH_TIMEOUT_S
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(exclusive(lock, doing="a fetch of the source"))
+                break
+            except LeaseHeld:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(FETCH_POLL_S)
+        yield
+
+
+def _follow_default_branch(clone: Path) -> None:
+    """Let HEAD be what it is at the origin, which git sets in a clone only once."""
+    listing = _git(clone, "ls-remote", "--symref", "origin", "HEAD", timeout_s=FETCH_TIMEOUT_S)
+    found = [line.partition("\t") for line in listing.text.splitlines()]
+    heads = [left for left, _, right in found if right == "HEAD"]
+    branch = next((head[5:] for head in heads if head.startswith("ref: ")), None)
+    if branch:
+        _git(clone, "symbolic-ref", "HEAD", branch)
+    elif heads:
+        # On no branch there, so that no branch may have brought it.
+        _git(clone, "fetch", "--quiet", "origin", "HEAD", timeout_s=FETCH_TIMEOUT_S)
+        _git(clone, "update-ref", "--no-deref", "HEAD", "FETCH_HEAD")
+
+
+def _resolve(repository: Path, ref: str, source: str, *, kind: str = "commit") -> str:
     if ref.startswith("-"):
         raise ConfigurationError(f"{ref!r} is not a branch, tag or commit")
     found = _git(
-        repository, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}", is_checked=False
+        repository, "rev-parse", "--verify", "--quiet", f"{ref}^{{{kind}}}", is_checked=False
     )
     if found.exit_code != 0:
         raise NotFound(

@@ -137,14 +137,10 @@ class PytestRunner:
         began = time.monotonic()
         try:
             done = shell.run(
-                ["nsenter", f"--net=/run/netns/{self._namespace}", sys.executable, "-I", "-m",
-                 "pytest", "-q", "-p", "no:cacheprovider", "-p", "toolkit.smoke.plugin",
-                 "--import-mode=importlib", "--tb=short",
-                 "--rootdir", self._project.root / "roles", "-c", "/dev/null",
-                 *self._tests(machine.role)],
+                ["nsenter", f"--net=/run/netns/{self._namespace}",
+                 *pytest_command(self._project.root / "roles", self._tests(machine.role))],
                 env=shell.environment(**{
                     ORDER: str(scratch / "order"),
-                    "PYTHONDONTWRITEBYTECODE": "1",
                     # Only our plugin: testinfra's own would connect to the host itself.
                     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
                 }),
@@ -167,6 +163,19 @@ class PytestRunner:
         if done.exit_code == FAILED and all(check.is_passed for check in checks):
             checks.append(SmokeCheck(machine.name, "pytest", False, 0.0, done.text[-2000:]))
         return checks
+
+
+def pytest_command(roles: Path, tests: Sequence[Path]) -> list[str | Path]:
+    """Return the command that runs tests, and writes nothing into the project.
+
+    `-B`, since with `-I` Python does not heed PYTHONDONTWRITEBYTECODE.
+    """
+    return [
+        sys.executable, "-I", "-B", "-m", "pytest", "-q",
+        "-p", "no:cacheprovider", "-p", "toolkit.smoke.plugin",
+        "--import-mode=importlib", "--tb=short",
+        "--rootdir", roles, "-c", "/dev/null", *tests,
+    ]  # fmt: skip
 
 
 def _read(outcomes: Path, machine: str) -> list[SmokeCheck]:
