@@ -206,7 +206,7 @@ def show_command(context: Context, environment: str, role: str, name: str, yes: 
         context.emit(_revealed(entry.name, entry.version, entry.parts), "")
         return
     value = b"".join(entry.parts.values())
-    click.echo(value, nl=sys.stdout.isatty() and not value.endswith(b"\n"))
+    context.put(value, has_line_end=sys.stdout.isatty() and not value.endswith(b"\n"))
 
 
 @secrets.command("rotate", epilog="Example: toolkit secrets rotate production database_password")
