@@ -312,7 +312,7 @@ def collect_garbage(
         LeaseHeld: A bake runs, or an environment is being changed.
     """
     from toolkit.project.load import environment_names
-    from toolkit.roll import expire
+    from toolkit.roll import expire, lease
     from toolkit.store.collect import find_garbage
 
     machines: list[str] = []
@@ -325,20 +325,30 @@ def collect_garbage(
                 trimmed = expire.trim_snapshots(site, keep=keep_snapshots, is_dry_run=is_dry_run)
                 snapshots += [f"{name}/{one}" for one in trimmed]
                 live |= {one.image for one in site.provider.machines() if one.image}
-        with open_ledger(workplace.state) as ledger:
-            in_use = expire.find_in_use(ledger)
         store = open_store(workplace.state)
-        garbage = find_garbage(
-            releases=store.releases(),
-            images=store.images(),
-            layers=store.layers(),
-            in_use=in_use.images | live,
-            releases_in_use=in_use.releases,
-            keep_releases=keep_releases,
-        )
-        size = sum(store.layer_path(layer).stat().st_size for layer in garbage.layers)
-        if not is_dry_run:
-            store.remove(garbage)
+
+        def look(ledger: Ledger) -> Garbage:
+            in_use = expire.find_in_use(ledger)
+            return find_garbage(
+                releases=store.releases(),
+                images=store.images(),
+                layers=store.layers(),
+                in_use=in_use.images | live,
+                releases_in_use=in_use.releases,
+                keep_releases=keep_releases,
+            )
+
+        with open_ledger(workplace.state) as ledger, ExitStack() as leases:
+            garbage = look(ledger)
+            if any((garbage.releases, garbage.images, garbage.layers)) and not is_dry_run:
+                # A roll that began meanwhile may need what was garbage before.
+                names = {*environment_names(workplace.project), *ledger.environments()}
+                for name in sorted(names):
+                    leases.enter_context(lease.held(ledger, name, doing="gc"))
+                garbage = look(ledger)
+            size = sum(store.layer_path(layer).stat().st_size for layer in garbage.layers)
+            if not is_dry_run:
+                store.remove(garbage)
     return Collected(tuple(machines), tuple(snapshots), garbage, size)
 
 
