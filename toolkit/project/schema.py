@@ -9,7 +9,15 @@ from __future__ import annotations
 import ipaddress
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    model_validator,
+)
 
 from toolkit.project.model import MOST_MACHINES
 
@@ -62,7 +70,7 @@ class LayerEntry(Strict):
 
     role: Name
     source: tuple[Annotated[str, AfterValidator(_relative)], ...] = ()
-    vars: dict[str, Any] = {}
+    vars: dict[str, JsonValue] = {}
 
 
 class HooksEntry(Strict):
