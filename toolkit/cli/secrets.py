@@ -245,7 +245,8 @@ def rotate_command(
             vaults,
             VersionFile(context.state),
             name=name,
-            make=(lambda _spec: given) if given else make,
+            make=make,
+            given=given,
             now=time.time(),
         )
         if rotation.is_resumed:
