@@ -43,6 +43,7 @@ class MemoryVaults:
         return None
 
     def remember(self, *_name: object) -> None: ...
+    def prepare(self) -> None: ...
 
 
 @pytest.fixture

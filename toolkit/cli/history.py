@@ -9,7 +9,15 @@ import click
 
 from toolkit.cli.context import Context, json_option, short, table
 
-STEPS = ("effect.intent", "effect.done", "effect.failed", "roll.switched", "roll.watching")
+STEPS = (
+    "effect.intent",
+    "effect.done",
+    "effect.failed",
+    "roll.switched",
+    "roll.watching",
+    "secrets-changing",
+)
+"""Kinds that say how something was done; what became of it is another entry."""
 
 
 @click.command()

@@ -122,6 +122,7 @@ def begin(
             for role, document in documents.items()
         ]
         if any(documents[one.role] != one for one in changed):
+            memory.prepare()
             vaults.write(changed)
         for role in roles:
             memory.remember(environment, role, name, new.version)
