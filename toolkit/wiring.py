@@ -92,18 +92,34 @@ def bake_lock(state: State) -> Iterator[None]:
 
 
 @contextmanager
-def open_ledger(state: State) -> Iterator[Ledger]:
-    """Open the ledger of a state directory for the length of a workplace."""
+def open_ledger(state: State, *, is_looking: bool = False) -> Iterator[Ledger]:
+    """Open the ledger of a state directory for the length of a workplace.
+
+    Args:
+        state: The state directory.
+        is_looking: Whether nothing is to be written: where there is no ledger none is made.
+    """
     from toolkit.ledger import database
 
-    state.prepare()
-    with closing(database.open_ledger(state.ledger)) as opened:
+    path = None
+    if not is_looking:
+        state.prepare()
+    if not is_looking or state.ledger.exists():
+        path = state.ledger
+    with closing(database.open_ledger(path)) as opened:
         yield opened
 
 
 @contextmanager
-def open_site(workplace: Workplace, environment_name: str) -> Iterator[Site]:
+def open_site(
+    workplace: Workplace, environment_name: str, *, is_looking: bool = False
+) -> Iterator[Site]:
     """Put an environment together with the local provider.
+
+    Args:
+        workplace: The project and the state directory.
+        environment_name: Which environment.
+        is_looking: Whether nothing is to be changed.
 
     Raises:
         NotFound: There is no such environment.
@@ -140,7 +156,7 @@ def open_site(workplace: Workplace, environment_name: str) -> Iterator[Site]:
         init_pid=provider.init_pid,
         progress=workplace.progress,
     )
-    with open_ledger(state) as ledger:
+    with open_ledger(state, is_looking=is_looking) as ledger:
         yield Site(
             project=project,
             environment=environment,

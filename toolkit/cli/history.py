@@ -48,7 +48,7 @@ def history(
     from toolkit.errors import ToolkitError
     from toolkit.wiring import open_ledger
 
-    with open_ledger(context.state) as ledger:
+    with open_ledger(context.state, is_looking=True) as ledger:
         if verify:
             broken = ledger.first_break()
             if broken is not None:
