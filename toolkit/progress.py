@@ -1,17 +1,19 @@
 """What long work tells its observer.
 
 Work takes a `Progress` as an argument and calls it; the command line decides whether that is a
-terminal writer, a JSON-lines writer or nothing. All writers print on standard error.
+terminal writer, a JSON-lines writer or nothing. All writers print on standard error. Where nobody
+can be told, because a pipe was closed or a disk is full, the work goes on in silence.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol, TextIO
 
 
@@ -53,7 +55,29 @@ def step(progress: Progress, what: str) -> Iterator[None]:
     progress.finished(what, time.monotonic() - began)
 
 
-class Lines:
+class _Writer:
+    """Writes lines from several threads; goes silent for good when one cannot be written."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream or sys.stderr
+        self._began = time.monotonic()
+        self._lock = threading.Lock()
+        self._is_heard = True
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._began
+
+    def _print(self, line: str) -> None:
+        with self._lock:
+            if not self._is_heard:
+                return
+            try:
+                print(line, file=self._stream, flush=True)
+            except OSError:
+                self._is_heard = False
+
+
+class Lines(_Writer):
     """One line for each finished step, with the seconds since the command began.
 
     Args:
@@ -62,10 +86,8 @@ class Lines:
     """
 
     def __init__(self, stream: TextIO | None = None, *, has_colour: bool = False) -> None:
-        self._stream = stream or sys.stderr
+        super().__init__(stream)
         self._has_colour = has_colour
-        self._began = time.monotonic()
-        self._lock = threading.Lock()
 
     def started(self, what: str) -> None:
         self._write("·", "2", what)
@@ -80,20 +102,16 @@ class Lines:
         self._write("→", "36", message)
 
     def _write(self, sign: str, colour: str, text: str) -> None:
-        elapsed = time.monotonic() - self._began
         if self._has_colour:
             sign = f"\x1b[{colour}m{sign}\x1b[0m"
-        with self._lock:
-            print(f"{elapsed:7.1f}s {sign} {printable(text)}", file=self._stream, flush=True)
+        self._print(f"{self._elapsed():7.1f}s {sign} {printable(text)}")
 
 
-class JsonLines:
+class JsonLines(_Writer):
     """One JSON object for each event: `{"event", "step", "seconds", "elapsed"}`."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
-        self._began = time.monotonic()
-        self._lock = threading.Lock()
+        super().__init__(stream)
 
     def started(self, what: str) -> None:
         self._write("started", what, None)
@@ -111,11 +129,21 @@ class JsonLines:
         record: dict[str, object] = {"event": event, "step": what}
         if seconds is not None:
             record["seconds"] = round(seconds, 3)
-        record["elapsed"] = round(time.monotonic() - self._began, 3)
-        with self._lock:
-            print(json.dumps(record), file=self._stream, flush=True)
+        record["elapsed"] = round(self._elapsed(), 3)
+        self._print(json.dumps(record))
 
 
 def printable(text: str) -> str:
     """Return `text` without control characters, so that a machine cannot drive the terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
+
+
+def silence(stream: TextIO) -> None:
+    """Let a standard stream that cannot be written lead nowhere, with what it still holds."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, stream.fileno())
+    finally:
+        os.close(nowhere)
+    with suppress(OSError):
+        stream.flush()

@@ -23,6 +23,9 @@ from toolkit.machines.processes import identify, parse_process
 RAM_ROOT = Path("/dev/shm")  # noqa: S108 - a RAM file system on every Linux host
 RUNTIME_ROOT = Path("/run/toolkit")
 
+_MARKS = {"bake.lock", "environments", "ledger.db", "secret-versions.json", "store"}
+"""What tells a state directory from another; one of these is in it as soon as anything is."""
+
 
 @dataclass(frozen=True, slots=True)
 class State:
@@ -93,11 +96,25 @@ class State:
     def prepare(self) -> None:
         """Make the directory, readable by its owner alone.
 
+        One that others may look into is taken over only when it is empty or a state directory
+        already: it may be somebody's home, or the root of the file system.
+
         Raises:
-            ConfigurationError: It cannot be made or written.
+            ConfigurationError: It cannot be made or written, or holds other things.
         """
         try:
-            make_private(self.root)
+            if not self.root.is_dir():
+                make_private(self.root)
+            elif self.root.stat().st_mode & 0o077:
+                names = {path.name for path in self.root.iterdir()}
+                if names and not names & _MARKS:
+                    raise ConfigurationError(
+                        f"the directory {self.root} holds other things than a state directory, and "
+                        "others may look into it",
+                        hint="name a directory that is empty or does not exist with --state or "
+                        f"TOOLKIT_STATE, or make this one private: chmod 700 {self.root}",
+                    )
+                make_private(self.root)
         except OSError as error:
             raise ConfigurationError(
                 f"the state directory {self.root} cannot be used: {error.strerror}",

@@ -113,18 +113,34 @@ def bake_lock(state: State, *, doing: str) -> Iterator[None]:
 
 
 @contextmanager
-def open_ledger(state: State) -> Iterator[Ledger]:
-    """Open the ledger of a state directory for the length of a workplace."""
+def open_ledger(state: State, *, is_looking: bool = False) -> Iterator[Ledger]:
+    """Open the ledger of a state directory for the length of a workplace.
+
+    Args:
+        state: The state directory.
+        is_looking: Whether nothing is to be written: where there is no ledger none is made.
+    """
     from toolkit.ledger import database
 
-    state.prepare()
-    with closing(database.open_ledger(state.ledger)) as opened:
+    path = None
+    if not is_looking:
+        state.prepare()
+    if not is_looking or state.ledger.exists():
+        path = state.ledger
+    with closing(database.open_ledger(path)) as opened:
         yield opened
 
 
 @contextmanager
-def open_site(workplace: Workplace, environment_name: str) -> Iterator[Site]:
+def open_site(
+    workplace: Workplace, environment_name: str, *, is_looking: bool = False
+) -> Iterator[Site]:
     """Put an environment together with the local provider.
+
+    Args:
+        workplace: The project and the state directory.
+        environment_name: Which environment.
+        is_looking: Whether nothing is to be changed.
 
     Raises:
         NotFound: There is no such environment.
@@ -161,7 +177,7 @@ def open_site(workplace: Workplace, environment_name: str) -> Iterator[Site]:
         init_pid=provider.init_pid,
         progress=workplace.progress,
     )
-    with open_ledger(state) as ledger:
+    with open_ledger(state, is_looking=is_looking) as ledger:
         yield Site(
             project=project,
             environment=environment,
@@ -336,7 +352,7 @@ def collect_garbage(
         LeaseHeld: A bake runs, or an environment is being changed.
     """
     from toolkit.project.load import environment_names
-    from toolkit.roll import expire
+    from toolkit.roll import expire, lease
     from toolkit.store.collect import find_garbage
 
     machines: list[str] = []
@@ -349,20 +365,30 @@ def collect_garbage(
                 trimmed = expire.trim_snapshots(site, keep=keep_snapshots, is_dry_run=is_dry_run)
                 snapshots += [f"{name}/{one}" for one in trimmed]
                 live |= {one.image for one in site.provider.machines() if one.image}
-        with open_ledger(workplace.state) as ledger:
-            in_use = expire.find_in_use(ledger)
         store = open_store(workplace.state)
-        garbage = find_garbage(
-            releases=store.releases(),
-            images=store.images(),
-            layers=store.layers(),
-            in_use=in_use.images | live,
-            releases_in_use=in_use.releases,
-            keep_releases=keep_releases,
-        )
-        size = sum(store.layer_path(layer).stat().st_size for layer in garbage.layers)
-        if not is_dry_run:
-            store.remove(garbage)
+
+        def look(ledger: Ledger) -> Garbage:
+            in_use = expire.find_in_use(ledger)
+            return find_garbage(
+                releases=store.releases(),
+                images=store.images(),
+                layers=store.layers(),
+                in_use=in_use.images | live,
+                releases_in_use=in_use.releases,
+                keep_releases=keep_releases,
+            )
+
+        with open_ledger(workplace.state) as ledger, ExitStack() as leases:
+            garbage = look(ledger)
+            if any((garbage.releases, garbage.images, garbage.layers)) and not is_dry_run:
+                # A roll that began meanwhile may need what was garbage before.
+                names = {*environment_names(workplace.project), *ledger.environments()}
+                for name in sorted(names):
+                    leases.enter_context(lease.held(ledger, name, doing="gc"))
+                garbage = look(ledger)
+            size = sum(store.layer_path(layer).stat().st_size for layer in garbage.layers)
+            if not is_dry_run:
+                store.remove(garbage)
     return Collected(tuple(machines), tuple(snapshots), garbage, size)
 
 

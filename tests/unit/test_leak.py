@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
+    PublicFormat,
 )
 
 from toolkit.bake.leak import host_configuration, load_exceptions
@@ -57,7 +58,12 @@ def test_private_keys_are_found(kind):
         b"\x7fELF\0\0" + key + b"\0more",
         key.replace(b"\n", b"\r\n"),
         b"key: |\n    " + key.replace(b"\n", b"\n    "),
+        key.replace(b"-----\n", b"----- \t\n", 1),
+        b"KEY=" + key.replace(b"\n", b" "),
+        b"KEY=" + key.replace(b"\n", b" " if b": " in key else b""),
         json.dumps({"key": text}).encode(),
+        json.dumps(json.dumps({"key": text})).encode(),
+        json.dumps(json.dumps(json.dumps({"key": text}))).encode(),
         ("KEY = (\n" + "\n".join(f'  "{line}\\n"' for line in text.splitlines()) + ")").encode(),
         base64.b64encode(key),
         base64.encodebytes(key),
@@ -65,9 +71,33 @@ def test_private_keys_are_found(kind):
         assert rules("opt/app/x", content) == {"private-key"}
 
 
+@pytest.mark.parametrize("kind", ["pkcs8", "sec1", "ed25519", "rsa", "encrypted"])
+def test_private_keys_in_der_are_found_and_are_the_same_as_in_pem(kind):
+    pem = keys()[kind]
+    der = base64.b64decode(b"".join(pem.splitlines()[1:-1]))
+    (found,) = check_file("opt/app/key.der", der)
+    assert (found.rule, found.detail) == ("private-key", "DER")
+    assert [found.digest] == [one.digest for one in find_keys("x", pem)]
+
+
+def test_other_der_and_text_that_begins_like_it_are_not_found():
+    public = ed25519.Ed25519PrivateKey.generate().public_key()
+    der = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    for content in (
+        der,
+        b"0",
+        b"0\x00",
+        b"0 files changed, nothing inserted, 3 lines\n",
+        b"0" * 50,
+    ):
+        assert not list(check_file("opt/app/x", content))
+
+
 @pytest.mark.parametrize(
     "content",
     [
+        b"it is between -----BEGIN PRIVATE KEY----- and the line that says the end of the key and "
+        b"then there are further words of a person who explains it without any other sign",
         b"\0-----BEGIN RSA PRIVATE KEY-----\0-----END RSA PRIVATE KEY-----\0",
         b"-----BEGIN PRIVATE KEY-----\n%s\n-----END PRIVATE KEY-----",
         b'if "-----BEGIN OPENSSH PRIVATE KEY-----" in text:\n    raise ValueError("a key")\n',
@@ -137,6 +167,45 @@ def test_tokens_and_passwords_in_urls():
     assert rules("opt/venv/pip.conf", b"index-url = " + url) == {"url-credentials"}
     assert rules("opt/app/readme.md", url) == set()
     assert rules("etc/x", b"https://${USER}:${PASSWORD}@host.invalid") == set()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        b"postgres://app:s3%40cret@db/x",
+        b"postgres://app%2Bx:s3cret@db/x",
+        b"redis://:s3cretpassw@cache:6379/0",
+    ],
+)
+@pytest.mark.parametrize(
+    "path",
+    [
+        "etc/app.conf",
+        "opt/app/settings.toml",
+        "opt/app/config/production.json",
+        "var/lib/app/app.ini",
+        "usr/share/app/.env",
+        "app/.env.production",
+    ],
+)
+def test_passwords_in_urls_of_settings_are_found(path, url):
+    assert rules(path, b"URL=" + url + b"\n") == {"url-credentials"}
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("opt/app/.env.example", b"redis://:s3cretpassw@cache"),
+        ("opt/venv/lib/python3.11/site-packages/x/y.toml", b"redis://:s3cretpassw@cache"),
+        ("opt/app/readme.md", b"redis://:s3cretpassw@cache"),
+        ("etc/app.conf", b"redis://:@cache"),
+        ("etc/app.conf", b"redis://app:%(password)s@cache"),
+        ("etc/app.conf", b"redis://app:{{ password }}@cache"),
+        ("etc/app.conf", b"redis://cache:6379/0?mail=me@host"),
+    ],
+)
+def test_what_only_looks_like_such_a_url_is_not_found(path, content):
+    assert rules(path, content) == set()
 
 
 def test_configuration_of_the_build_host(tmp_path):

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from toolkit.errors import ConfigurationError
-from toolkit.project.load import role_settings
 from toolkit.project.model import BaseSpec, Environment, KeySetting, Project
+from toolkit.project.settings import role_settings
 
 SPECS = """\
 argument_specs:
@@ -105,7 +105,49 @@ def test_a_file_that_is_no_mapping(tmp_path: Path, content: str) -> None:
         settings(tmp_path, content)
 
 
-def test_a_default_of_another_type_than_declared(tmp_path: Path) -> None:
-    specs = "argument_specs: {config: {options: {size: {type: int, default: big}}}}\n"
-    with pytest.raises(ConfigurationError, match="size: must be of type int"):
-        settings(tmp_path, "", specs)
+@pytest.mark.parametrize(
+    ("specs", "problem"),
+    [
+        ("[]", " must be a mapping of settings"),
+        ("argument_specs: [config]", "argument_specs: must be a mapping"),
+        ("argument_specs: {config: {options: [port]}}",
+         "argument_specs.config.options: must be a mapping"),
+        ("argument_specs: {config: {options: {port: }}}",
+         "argument_specs.config.options.port: must be a mapping"),
+        ("argument_specs: {config: {options: {port: {choices: 3}}}}",
+         "argument_specs.config.options.port.choices: must be a list"),
+        ("argument_specs: {config: {options: {port: {type: integer}}}}",
+         "argument_specs.config.options.port.type: Input should be 'str', 'int', 'float', "),
+        ("argument_specs: {config: {options: {port: {type: int, default: canary}}}}",
+         "argument_specs.config.options.port.default: must be of type int"),
+        ("argument_specs: {config: {options: {port: {choices: [a], default: canary}}}}",
+         "argument_specs.config.options.port.default: must be one of a"),
+    ],
+)  # fmt: skip
+def test_a_declaration_that_is_wrong_is_blamed_itself(
+    tmp_path: Path, specs: str, problem: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        settings(tmp_path, "", f"{specs}\n")
+    file = tmp_path / "roles/app/meta/argument_specs.yml"
+    assert caught.value.message.startswith(f"{file}:{problem}")
+    assert "canary" not in caught.value.message
+
+
+@pytest.mark.parametrize("specs", ["", "argument_specs:\n", "argument_specs: {main: [x]}\n"])
+def test_a_declaration_of_nothing(tmp_path: Path, specs: str) -> None:
+    assert settings(tmp_path, "", specs) == {}
+
+
+def test_a_date_is_text(tmp_path: Path) -> None:
+    given = settings(tmp_path, "{zone: 2024-02-30, limits: {since: 2024-01-31}}\n")
+    assert (given["zone"], given["limits"]) == ("2024-02-30", {"since": "2024-01-31"})
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["{since: !!timestamp 2024-01-31}", "{1: a}", "{a: !!binary aGVsbG8=}", "{a: !!set {b}}"],
+)
+def test_what_json_cannot_hold_is_refused(tmp_path: Path, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"config\.yml:limits: must hold nothing but"):
+        settings(tmp_path, f"{{zone: a, limits: {value}}}\n")

@@ -37,7 +37,7 @@ class Finding:
 SEALED = "@sealed"
 
 RULES = {
-    "private-key": "a private key: PEM, OpenSSH or OpenPGP armour with key material in it",
+    "private-key": "a private key: PEM, DER, OpenSSH or OpenPGP armour with key material in it",
     "key-store": "a file that holds private keys, by its name",
     "ssh-host-key": "every machine of the image would share it",
     "authorized-keys": "lets somebody in",
@@ -117,8 +117,13 @@ _HOST_CONFIGURATION = re.compile(
 
 _URL_PLACES = re.compile(
     r"(etc|root|home|srv)/.*|(.+/)?(pip\.conf|uv\.toml|\.npmrc|\.gitconfig|direct_url\.json)"
+    r"|(.+/)?\.env(\.(?!dist|example|sample|template)[^/]+)?"
+    # Libraries and programs show such URLs in their texts; settings are what is read at run time.
+    r"|(opt|var/lib)/(?!.*/(site-packages|dist-packages|node_modules)/)"
+    r".+\.(cfg|cnf|conf|config|env|ini|json|properties|service|sh|toml|xml|ya?ml)"
 )
-_URL = re.compile(rb"[a-z][a-z0-9+.-]{1,20}://[^\s/:@'\"<>{}$%]+:([^\s/:@'\"<>{}$%]+)@[\w\[]")
+_USER_INFO = rb"(?:[^\s/:@'\"<>{}$%]|%[0-9A-Fa-f]{2})"
+_URL = re.compile(rb"[a-z][a-z0-9+.-]{1,20}://%b*:%b+@[\w\[]" % (_USER_INFO, _USER_INFO))
 
 _TOKENS = tuple(
     (literal, re.compile(pattern))
@@ -138,24 +143,36 @@ _MARK = re.compile(rb"-----BEGIN ((?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?)----
 _ENCODED_MARK = b"LS0tLS1CRUdJTi"
 """`-----BEGIN` in base64."""
 
-_LINE_ENDS = re.compile(rb"(?:\\[nrt]|[\r\n\"',()])+")
-"""Keys are found inside of JSON, Python and shell too, where lines end in other ways."""
+_LINE_ENDS = re.compile(rb"(?:\\+[nrt]|[\r\n\"',()])+")
+"""Keys are found inside of JSON, JSON within JSON, Python and shell, where lines end otherwise."""
+
+_FLAT = re.compile(
+    rb"[ \t]*(?:[A-Za-z][A-Za-z0-9-]*:[^\r\n]{1,80}?[ \t]+){0,3}?([A-Za-z0-9+/]{64,})"
+)
+"""A key whose lines were joined by spaces or nothing. The length tells a line from a word."""
 
 _HEADER = re.compile(rb"[A-Za-z][A-Za-z0-9-]*:.*")
 _CONTINUED_HEADER = re.compile(rb"ENCRYPTED|[0-9A-F]{16,64}")
 _MATERIAL = re.compile(rb"[A-Za-z0-9+/=]+")
+_DER_SEQUENCE = b"\x30"
+_LONGEST_DER_BYTES = 16 * 1024
+
 MATERIAL_BYTES = 64
 """Base64 characters that make a marker a key; the bare markers of a library have none."""
 
 PUBLISHED_KEYS = frozenset(
     {
-        # Self-tests of GnuTLS 3.7, in libgnutls.so of the Debian base: four kinds of key.
+        # Self-tests of GnuTLS 3.7, in libgnutls.so of the Debian base, in lines and joined.
         "36d32468a4353827c6db9a9477736adf7bb980c50854d0b57257f5132ef32d39",
+        "4a1e3b45fa80854157c959a2e3c0f598aab717ecd3b7a3b3f1271f43d966699e",
         "4b86104d3a39ae361925614ff33350c34aa8370b85a3b2e79ee407705a0af571",
         "8dd51545b81e4a0a285630cfc608921c2523171d5cf57a8123116658baa84558",
+        "8e2145349f01ed8f5c3afa5ec9381b3b3ae43b7da9088b010c7c4f01593d0d77",
+        "9c01da374f769ee2a92018e99081675d1ce48ba297c8e8641db80c21a4f4dc3b",
         "c50f38f5a25dad1abc4c3162635f014f05e857ae7e6b590f66b42793e27f9d37",
         "d76d8725f92d87288e0466d850892bf8dd7f487ad21d40f211612ebec68852a2",
         "e36ff64abc8431d1295824c32f55327df2af968b417a4073cc696a2332d3c370",
+        "fe14d9ea324a30fd417e971fa264a34bcb0ef77fc505fe66ce09061a7f060a4d",
     }
 )
 """Digests of key material that a library's published source contains: it opens nothing."""
@@ -199,6 +216,10 @@ def check_file(path: str, content: bytes) -> Iterator[Finding]:
 
 def find_keys(path: str, content: bytes) -> Iterator[Finding]:
     """Yield every private key in some bytes; a key inside base64 too."""
+    if content.startswith(_DER_SEQUENCE) and _is_der_key(content):
+        # As in PEM: the same key in both forms has one digest.
+        material = base64.b64encode(content)[:MATERIAL_BYTES]
+        yield Finding(path, "private-key", "DER", hashlib.sha256(material).hexdigest())
     if b"PRIVATE KEY" in content:
         for mark in _MARK.finditer(content):
             material = _material(content[mark.end() : mark.end() + _LOOK_AHEAD_BYTES])
@@ -234,6 +255,9 @@ def check_host_configuration(
 
 def _material(following: bytes) -> bytes:
     """Return the beginning of the key material that follows a marker; empty for none."""
+    if flat := _FLAT.match(following):
+        return flat[1][:MATERIAL_BYTES]
+    following = following.lstrip(b" \t")
     if _LINE_ENDS.match(following) is None:
         return b""
     joined = b""
@@ -247,6 +271,33 @@ def _material(following: bytes) -> bytes:
             break
         joined += text
     return joined[:MATERIAL_BYTES] if len(joined) >= MATERIAL_BYTES else b""
+
+
+def _is_der_key(content: bytes) -> bool:
+    """Whether a file is a private key in DER, with or without a passphrase."""
+    if len(content) > _LONGEST_DER_BYTES or _der_size(content) != len(content):
+        return False
+    # Hardly a file gets here, and importing it takes longer than looking at most layers' files.
+    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415
+    from cryptography.hazmat.primitives.serialization import load_der_private_key  # noqa: PLC0415
+
+    try:
+        load_der_private_key(content, password=None)
+    except ValueError:
+        return False
+    except (TypeError, UnsupportedAlgorithm):
+        # It wants a passphrase, or is a key of a kind that is not known.
+        return True
+    return True
+
+
+def _der_size(content: bytes) -> int:
+    """Return how many bytes the value takes that some DER begins with; 0 for no DER."""
+    length = content[1] if len(content) > 1 else 0
+    if length < 0x80:
+        return 2 + length
+    count = length & 0x7F
+    return 2 + count + int.from_bytes(content[2 : 2 + count], "big") if count in (1, 2, 3) else 0
 
 
 def _decode(text: bytes) -> bytes:

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 import click
 
-from toolkit.errors import ConfigurationError
-from toolkit.progress import JsonLines, Lines, Progress, Silence
+from toolkit.errors import ConfigurationError, OutsideError
+from toolkit.progress import JsonLines, Lines, Progress, Silence, silence
 from toolkit.workplace import Workplace
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -44,7 +44,20 @@ class Context(Workplace):
 
     def emit(self, data: object, text: str) -> None:
         """Print a result on standard output: JSON where asked for, else text."""
-        click.echo(json.dumps(data, indent=2) if self.as_json else text)
+        self.put(json.dumps(data, indent=2) if self.as_json else text)
+
+    def put(self, content: str | bytes, *, has_line_end: bool = True) -> None:
+        """Write on standard output; a reader who has seen enough, as `head` has, is no failure.
+
+        Raises:
+            OutsideError: It cannot be written, on a full disk for instance.
+        """
+        try:
+            click.echo(content, nl=has_line_end)
+        except OSError as error:
+            silence(sys.stdout)
+            if not isinstance(error, BrokenPipeError):
+                raise OutsideError(f"the result could not be printed: {error.strerror}") from None
 
     def record(
         self, kind: str, *, environment: str | None = None, role: str | None = None, **data: Any

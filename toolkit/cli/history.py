@@ -9,7 +9,15 @@ import click
 
 from toolkit.cli.context import Context, json_option, short, table
 
-STEPS = ("effect.intent", "effect.done", "effect.failed", "roll.switched", "roll.watching")
+STEPS = (
+    "effect.intent",
+    "effect.done",
+    "effect.failed",
+    "roll.switched",
+    "roll.watching",
+    "secrets-changing",
+)
+"""Kinds that say how something was done; what became of it is another entry."""
 
 
 @click.command()
@@ -40,7 +48,7 @@ def history(
     from toolkit.errors import ToolkitError
     from toolkit.wiring import open_ledger
 
-    with open_ledger(context.state) as ledger:
+    with open_ledger(context.state, is_looking=True) as ledger:
         if verify:
             broken = ledger.first_break()
             if broken is not None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import click
 from toolkit import __version__
 from toolkit.cli.context import Context, has_colour
 from toolkit.errors import EXIT_BUG, EXIT_INTERRUPTED, ToolkitError
-from toolkit.progress import printable
+from toolkit.progress import printable, silence
 
 DEFAULT_STATE = "/var/lib/toolkit"
 
@@ -119,7 +119,14 @@ def cli(context: click.Context, project: Path, state: Path, quiet: bool, debug: 
 def main() -> None:
     """Run the command line and exit with the documented code."""
     signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            # The interpreter would try again, and replace the exit code by one of its own.
+            silence(stream)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -130,7 +137,7 @@ def run(arguments: list[str]) -> int:
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message(), file=sys.stderr)
+        _print(error.format_message())
         return 2
     except click.ClickException as error:
         hint = None
@@ -143,15 +150,12 @@ def run(arguments: list[str]) -> int:
         return EXIT_INTERRUPTED
     except ToolkitError as error:
         if is_debug:
-            traceback.print_exc()
+            _print_traceback()
         _complain(error.message, error.hint, error.exit_code, is_json=is_json)
         return error.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         if is_debug:
-            traceback.print_exc()
+            _print_traceback()
         hint = "this is a bug; run again with --debug to see where"
         _complain(f"{type(error).__name__}: {error}", hint, EXIT_BUG, is_json=is_json)
         return EXIT_BUG
@@ -161,12 +165,22 @@ def run(arguments: list[str]) -> int:
 def _complain(message: str, hint: str | None, code: int, *, is_json: bool) -> None:
     if is_json:
         record = {"error": message, "hint": hint, "exit_code": code}
-        print(json.dumps(record), file=sys.stderr)
+        _print(json.dumps(record))
         return
     red, cyan, plain = ("\x1b[31m", "\x1b[36m", "\x1b[0m") if has_colour(sys.stderr) else ("",) * 3
-    print(f"{red}error:{plain} {printable(message)}", file=sys.stderr)
+    _print(f"{red}error:{plain} {printable(message)}")
     if hint:
-        print(f"{cyan}hint:{plain} {printable(hint)}", file=sys.stderr)
+        _print(f"{cyan}hint:{plain} {printable(hint)}")
+
+
+def _print_traceback() -> None:
+    _print(traceback.format_exc().rstrip())
+
+
+def _print(line: str) -> None:
+    """Write on standard error; where that cannot be, the exit code has to say it."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def _interrupt(_number: int, _frame: object) -> None:

@@ -135,7 +135,7 @@ def plan(
 
     _check(role, image, release)
     context.need_root()
-    with wiring.open_site(context, environment) as site:
+    with wiring.open_site(context, environment, is_looking=True) as site:
         chosen = choose(site, [role] if role else [], image, release)
         need_up(site)
         orders = {name: plan_only(site, name, wanted) for name, wanted in chosen.items()}

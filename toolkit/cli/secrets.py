@@ -9,13 +9,14 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from toolkit.cli.context import Context, json_option, size, table, wait_option
-from toolkit.errors import ConfigurationError, ToolkitError
-from toolkit.secrets.change import apply_edit, parts_from_bytes, set_parts
+from toolkit.cli.audit import audit_command
+from toolkit.cli.context import Context, json_option, table, wait_option
+from toolkit.errors import ConfigurationError
+from toolkit.secrets.change import Announce, apply_edit, parts_from_bytes, set_parts
 from toolkit.secrets.declarations import load_matrix
 from toolkit.secrets.document import Document, as_text
 from toolkit.secrets.editor import edit_document
@@ -26,9 +27,6 @@ from toolkit.secrets.memory import VersionFile
 from toolkit.secrets.survey import Status, find_entry, matrix_rows, survey
 from toolkit.secrets.vaults import Vaults
 from toolkit.state import exclusive, make_private
-
-if TYPE_CHECKING:
-    from toolkit.secrets.audit import AuditReport, Cell
 
 _NOTHING = "no role declares a secret"
 
@@ -180,6 +178,7 @@ def edit_command(context: Context, environment: str, role: str) -> None:
         VersionFile(context.state),
         before=before,
         after=after,
+        announce=_announcer(context, environment),
         now=time.time(),
     )
     _report_change(context, environment, items)
@@ -206,7 +205,7 @@ def show_command(context: Context, environment: str, role: str, name: str, yes: 
         context.emit(_revealed(entry.name, entry.version, entry.parts), "")
         return
     value = b"".join(entry.parts.values())
-    click.echo(value, nl=sys.stdout.isatty() and not value.endswith(b"\n"))
+    context.put(value, has_line_end=sys.stdout.isatty() and not value.endswith(b"\n"))
 
 
 @secrets.command("rotate", epilog="Example: toolkit secrets rotate production database_password")
@@ -245,7 +244,8 @@ def rotate_command(
             vaults,
             VersionFile(context.state),
             name=name,
-            make=(lambda _spec: given) if given else make,
+            make=make,
+            given=given,
             now=time.time(),
         )
         if rotation.is_resumed:
@@ -266,48 +266,7 @@ def rotate_command(
     context.emit(report.as_data(), "\n".join(lines))
 
 
-@secrets.command("audit", epilog="Example: toolkit secrets audit production")
-@_environment
-@json_option
-@click.pass_obj
-def audit_command(context: Context, environment: str) -> None:
-    """Prove who knows what, on the live machines.
-
-    Every machine of ENV is tried for every secret of every role and environment whose key you
-    hold. Exit code 1 when one is missing, wrong, or anywhere it should not be.
-    """
-    from toolkit import wiring
-
-    context.need_root()
-    report = wiring.audit_environment(context, environment)
-    context.emit(report.as_data(), _audit_table(report))
-    if report.failures:
-        raise ToolkitError(
-            f"{len(report.failures)} of {len(report.cells)} cells are not as they should be:\n"
-            + "\n".join(f"  {cell}" for cell in report.failures)
-        )
-
-
-def _audit_table(report: AuditReport) -> str:
-    """Return machines × secrets: ✓ granted and right, · nowhere, ✗ not as it should be."""
-    columns = list(dict.fromkeys((cell.environment, cell.secret) for cell in report.cells))
-    rows = []
-    for machine in dict.fromkeys(cell.machine for cell in report.cells):
-        cells = {(c.environment, c.secret): c for c in report.cells if c.machine == machine}
-        signs = [_sign(cells[column]) if column in cells else "-" for column in columns]
-        rows.append((machine, *signs))
-    text = [table(("MACHINE", *map("/".join, columns)), rows, empty="nothing runs")]
-    text += [f"not opened: {one}" for one in report.unopened]
-    text += [f"warning: {one}" for one in report.warnings]
-    text.append(
-        f"{len(report.cells)} cells, {len(report.failures)} wrong, "
-        f"{size(report.searched_bytes)} searched in {report.seconds:.1f} s"
-    )
-    return "\n".join(text)
-
-
-def _sign(cell: Cell) -> str:
-    return cell.state.upper() if not cell.is_well else "✓" if cell.is_granted else "·"
+secrets.add_command(audit_command)
 
 
 def _vaults(context: Context, environment: str) -> Vaults:
@@ -327,9 +286,16 @@ def _set(
         role=role,
         name=name,
         parts=parts_from_bytes(secret, content, where),
+        announce=_announcer(context, environment),
         now=time.time(),
     )
     _report_change(context, environment, items)
+
+
+def _announcer(context: Context, environment: str) -> Announce:
+    return lambda items: context.record(
+        "secrets-changing", environment=environment, secrets=_items(items)
+    )
 
 
 def _report_change(context: Context, environment: str, items: Sequence[Item]) -> None:

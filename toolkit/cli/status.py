@@ -30,7 +30,7 @@ def status(context: Context, environments: tuple[str, ...]) -> None:
     context.need_root()
     states: list[dict[str, Any]] = []
     for name in environments or environment_names(context.project):
-        with wiring.open_site(context, name) as site:
+        with wiring.open_site(context, name, is_looking=True) as site:
             if environments or site.ledger.is_up(name):
                 states += [observe(site, role) for role in site.environment.deployments]
                 for sentence in drift(site):

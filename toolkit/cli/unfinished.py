@@ -153,7 +153,7 @@ def _environment_of(context: Context, what: str | None) -> str | None:
     if what in names or (what is not None and not what.startswith(ROLL_PREFIX)):
         # One that does not exist is refused where it is opened.
         return what
-    with open_ledger(context.state) as ledger:
+    with open_ledger(context.state, is_looking=True) as ledger:
         unfinished = {roll.id: name for name in names for roll in ledger.unfinished_rolls(name)}
     if what is not None:
         if what not in unfinished:

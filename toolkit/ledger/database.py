@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, create_engine, event, text
+from sqlalchemy import Connection, StaticPool, create_engine, event, text
 
 from toolkit.errors import ConfigurationError
 from toolkit.ledger import tables
@@ -14,14 +14,22 @@ from toolkit.ledger.ledger import Ledger
 BUSY_TIMEOUT_S = 30
 
 
-def open_ledger(path: Path) -> Ledger:
+def open_ledger(path: Path | None) -> Ledger:
     """Open the ledger of a state directory; make it when it is not there.
+
+    Args:
+        path: The database; None for an empty one that is nowhere on a disk.
 
     Raises:
         OutsideError: The file cannot be opened or is not a database.
         ConfigurationError: A newer toolkit wrote it.
     """
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_S})
+    if path is None:
+        engine = create_engine(
+            "sqlite://", connect_args={"check_same_thread": False}, poolclass=StaticPool
+        )
+    else:
+        engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_S})
     event.listen(engine, "connect", _configure)
     event.listen(engine, "begin", _begin)
     ledger = Ledger(engine)
@@ -34,7 +42,7 @@ def open_ledger(path: Path) -> Ledger:
     return ledger
 
 
-def _bring_up_to_date(ledger: Ledger, path: Path) -> None:
+def _bring_up_to_date(ledger: Ledger, path: Path | None) -> None:
     """Make the tables, or what a newer schema has besides."""
     with ledger.transaction() as connection:
         version = int(connection.execute(text("PRAGMA user_version")).scalar_one())
@@ -44,7 +52,8 @@ def _bring_up_to_date(ledger: Ledger, path: Path) -> None:
             )
         if version == 0:
             tables.metadata.create_all(connection)
-            path.chmod(0o600)
+            if path is not None:
+                path.chmod(0o600)
         else:
             for later in range(version + 1, tables.SCHEMA_VERSION + 1):
                 connection.execute(text(tables.MIGRATIONS[later]))

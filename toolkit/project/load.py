@@ -1,21 +1,14 @@
-"""Read a project's files; report everything that is wrong with a file at once.
-
-Every complaint reads `file:field: what is wrong`. Values are never echoed, since a secret may
-have been pasted into the wrong place.
-"""
+"""Read a project's `service.yml`, its environments, and what its roles declare."""
 
 from __future__ import annotations
 
 import graphlib
 import ipaddress
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
-
-import yaml
-from pydantic import BaseModel, ValidationError
 
 from toolkit.errors import ConfigurationError, NotFound
+from toolkit.project.documents import complain, parse_file
 from toolkit.project.model import (
     BaseSpec,
     Canary,
@@ -34,8 +27,6 @@ from toolkit.project.schema import EnvironmentFile, RoleEntry, SecretsFile, Serv
 SERVICE_FILE = "service.yml"
 ENVIRONMENT_FILE = "toolkit.yml"
 
-Model = TypeVar("Model", bound=BaseModel)
-
 
 def load_project(root: Path) -> Project:
     """Read `service.yml` and check that its roles exist.
@@ -49,8 +40,8 @@ def load_project(root: Path) -> Project:
             f"{path}: there is no such file",
             hint="run toolkit in a project's directory, or name one with --project",
         )
-    entry = _parse(ServiceFile, path)
-    _complain(path, _role_problems(entry, root))
+    entry = parse_file(ServiceFile, path)
+    complain(path, _role_problems(entry, root))
     return Project(
         root=root,
         name=entry.name,
@@ -75,7 +66,7 @@ def load_environment(project: Project, name: str) -> Environment:
             f"there is no environment {name!r}: {path} does not exist",
             hint=f"known environments: {', '.join(known) or 'none'}",
         )
-    entry = _parse(EnvironmentFile, path)
+    entry = parse_file(EnvironmentFile, path)
     problems = [
         f"roles.{role}: service.yml has no such role"
         for role in entry.roles
@@ -102,12 +93,16 @@ def load_environment(project: Project, name: str) -> Environment:
     problems += [
         f"roles: {listen} is used twice" for listen in set(listens) if listens.count(listen) > 1
     ]
-    keys = Path(entry.keys.directory).expanduser() if entry.keys.directory else None
+    keys = None
+    try:
+        keys = Path(entry.keys.directory).expanduser() if entry.keys.directory else None
+    except RuntimeError:
+        problems.append("keys.directory: there is no such user, or nobody knows their home")
     if keys and keys.resolve().is_relative_to(project.root.resolve()):
         problems.append(
             "keys.directory: must be outside of the project, which holds what the keys open"
         )
-    _complain(path, problems)
+    complain(path, problems)
     return Environment(
         name=name,
         directory=directory,
@@ -132,9 +127,9 @@ def load_secret_specs(project: Project, role: str) -> tuple[SecretSpec, ...]:
     path = project.role_directory(role) / "meta" / "secrets.yml"
     if not path.is_file():
         return ()
-    entry = _parse(SecretsFile, path)
+    entry = parse_file(SecretsFile, path)
     names = [secret.name for secret in entry.secrets]
-    _complain(path, [f"secrets: {n} is declared twice" for n in set(names) if names.count(n) > 1])
+    complain(path, [f"secrets: {n} is declared twice" for n in set(names) if names.count(n) > 1])
     return tuple(
         SecretSpec(s.name, s.kind, s.description, s.dns_names, s.rotate_days, s.renew)
         for s in entry.secrets
@@ -156,55 +151,9 @@ def select_roles(project: Project, names: Sequence[str]) -> tuple[RoleSpec, ...]
     return tuple(role for name, role in project.roles.items() if not names or name in names)
 
 
-def read_yaml(path: Path) -> Any:
-    """Read one YAML document.
-
-    Raises:
-        ConfigurationError: It is not readable, not YAML, or not text.
-    """
-    try:
-        return yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigurationError(f"{where}: not YAML: {error.problem}") from None
-    except yaml.YAMLError:
-        raise ConfigurationError(f"{path}: not YAML") from None
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror}") from None
-
-
 def is_url(source: str) -> bool:
     """Whether a source is a git URL rather than a path."""
     return "://" in source or source.startswith("git@")
-
-
-def _parse(model: type[Model], path: Path) -> Model:
-    document = read_yaml(path)
-    if not isinstance(document, dict):
-        raise ConfigurationError(f"{path}: must be a mapping of settings")
-    try:
-        return model.model_validate(document)
-    except ValidationError as error:
-        problems = [
-            _problem(e["loc"], e["type"], e["msg"]) for e in error.errors(include_input=False)
-        ]
-        _complain(path, problems)
-        raise
-
-
-def _problem(location: Iterable[int | str], kind: str, message: str) -> str:
-    field = ".".join(str(part) for part in location)
-    if kind == "extra_forbidden":
-        return f"{field}: unknown key"
-    if kind == "missing":
-        return f"{field}: is missing"
-    return f"{field}: {message.removeprefix('Value error, ')}"
-
-
-def _complain(path: Path, problems: Sequence[str]) -> None:
-    if problems:
-        raise ConfigurationError("\n".join(f"{path}:{problem}" for problem in problems))
 
 
 def _role_problems(entry: ServiceFile, root: Path) -> list[str]:
@@ -268,61 +217,3 @@ def _deployment(spec: RoleSpec, entry: EnvironmentFile) -> Deployment:
         has_snapshot=deployment.snapshot,
         timeouts=Timeouts(**deployment.timeouts.model_dump()),
     )
-
-
-def role_settings(project: Project, environment: Environment, role: str) -> Mapping[str, Any]:
-    """Return a role's settings in an environment: its declared defaults under `config.yml`.
-
-    The role declares them as the entry point `config` of its `meta/argument_specs.yml`.
-
-    Raises:
-        ConfigurationError: A setting is unknown, missing, or of another type than declared.
-    """
-    specs_path = project.role_directory(role) / "meta" / "argument_specs.yml"
-    document = read_yaml(specs_path) if specs_path.is_file() else None
-    entry_points = (document or {}).get("argument_specs") or {}
-    options: dict[str, dict[str, Any]] = (entry_points.get("config") or {}).get("options") or {}
-    path = environment.directory / "group_vars" / role / "config.yml"
-    given = (read_yaml(path) if path.is_file() else None) or {}
-    if not isinstance(given, dict):
-        raise ConfigurationError(f"{path}: must be a mapping of settings")
-    problems = [f"{name}: unknown key" for name in given if name not in options]
-    settings: dict[str, Any] = {}
-    for name, option in options.items():
-        value = given.get(name, option.get("default"))
-        if value is None and option.get("required"):
-            problems.append(f"{name}: is missing")
-        elif value is not None:
-            problems += _setting_problems(name, option, value)
-            settings[name] = value
-    _complain(path, problems)
-    return settings
-
-
-_SETTING_TYPES: Mapping[str, type | tuple[type, ...]] = {
-    "str": str,
-    "int": int,
-    "float": (int, float),
-    "bool": bool,
-    "list": list,
-    "dict": dict,
-    "path": str,
-}
-
-
-def _setting_problems(name: str, option: Mapping[str, Any], value: Any) -> list[str]:
-    wanted = option.get("type", "str")
-    kinds = _SETTING_TYPES.get(wanted, object)
-    if not isinstance(value, kinds) or (isinstance(value, bool) and wanted != "bool"):
-        return [f"{name}: must be of type {wanted}"]
-    choices = option.get("choices")
-    if choices and value not in choices:
-        return [f"{name}: must be one of {', '.join(map(str, choices))}"]
-    if isinstance(value, list) and option.get("elements"):
-        element = {"type": option["elements"]}
-        return [
-            problem
-            for index, one in enumerate(value)
-            for problem in _setting_problems(f"{name}[{index}]", element, one)
-        ]
-    return []

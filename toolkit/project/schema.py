@@ -10,7 +10,15 @@ import ipaddress
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    model_validator,
+)
 
 from toolkit.project.model import MOST_MACHINES
 
@@ -75,7 +83,7 @@ class LayerEntry(Strict):
 
     role: Name
     source: tuple[Annotated[str, AfterValidator(_relative)], ...] = ()
-    vars: dict[str, Any] = {}
+    vars: dict[str, JsonValue] = {}
 
 
 class HooksEntry(Strict):

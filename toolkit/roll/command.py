@@ -181,6 +181,8 @@ def roll_role(site: Site, role: str, wanted: Wanted, *, wait_s: float = 0.0) -> 
     interrupt.check(NOT_BEGUN)
     with site.held(f"a roll of {role}", wait_s=wait_s) as held:
         need_settled(site)
+        # It was chosen before the lease was held: `gc` may have removed it since.
+        site.images.image(wanted.image.digest)
         remove_orphans(site, held.ledger)
         inputs = gather_inputs(site, role)
         if is_current(site, role, wanted, inputs):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from toolkit.errors import ConfigurationError, NotFound
 from toolkit.ledger.ledger import Ledger, MachineRecord, RollRecord
 from toolkit.model import Image, MachineState, Release
-from toolkit.project.load import role_settings
+from toolkit.project.settings import role_settings
 from toolkit.roll.effects import RollOrder
 from toolkit.roll.orders import Inputs, endpoints
 from toolkit.roll.past import rollback_target

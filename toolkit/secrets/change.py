@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from toolkit.errors import ConfigurationError
@@ -14,6 +14,9 @@ from toolkit.secrets.grants import Matrix
 from toolkit.secrets.memory import VersionMemory, remember_documents
 from toolkit.secrets.source import check_kind
 from toolkit.secrets.vaults import Vaults
+
+Announce = Callable[[Sequence[Item]], None]
+"""Is told what is about to be written; where it fails, nothing is."""
 
 
 def parts_from_bytes(secret: SecretSpec, content: bytes, where: str) -> Mapping[str, bytes]:
@@ -47,9 +50,20 @@ def set_parts(
     role: str,
     name: str,
     parts: Mapping[str, bytes],
+    announce: Announce,
     now: float,
 ) -> tuple[Item, ...]:
     """Give a secret a new value under the next version, in every role that shares it.
+
+    Args:
+        matrix: The grants.
+        vaults: Those of the environment.
+        memory: Of versions.
+        role: Whose secret.
+        name: Of the secret.
+        parts: The new value.
+        announce: Writes down what is about to change.
+        now: Seconds since the epoch.
 
     Raises:
         NotFound: The role does not declare it.
@@ -68,9 +82,12 @@ def set_parts(
             floor=max(memory.highest(environment, each, name) or 0 for each in roles),
             now=now,
         )
+        items = tuple(Item(d.role, name, d.entries[name].version) for d in changed)
+        memory.prepare()
+        announce(items)
         vaults.write(changed)
         remember_documents(memory, changed)
-    return tuple(Item(d.role, name, d.entries[name].version) for d in changed)
+    return items
 
 
 def with_parts(
@@ -107,6 +124,7 @@ def apply_edit(
     *,
     before: Document,
     after: Document,
+    announce: Announce,
     now: float,
 ) -> tuple[Item, ...]:
     """Write what a person changed in a role's document, each under its next version.
@@ -117,6 +135,7 @@ def apply_edit(
         memory: Of versions.
         before: As it was given to the editor.
         after: As it came back; versions and times in it do not count.
+        announce: Writes down what is about to change.
         now: Seconds since the epoch.
 
     Raises:
@@ -149,6 +168,8 @@ def apply_edit(
             documents.update({document.role: document for document in changed})
             items += [Item(d.role, name, d.entries[name].version) for d in changed]
         written = [document for each in roles if (document := documents[each])]
+        memory.prepare()
+        announce(tuple(items))
         vaults.write(written)
         remember_documents(memory, written)
     return tuple(items)

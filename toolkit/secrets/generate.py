@@ -93,6 +93,7 @@ def init(project: Project, vaults: Vaults, memory: VersionMemory, *, now: float)
             floor=lambda role, name: memory.highest(environment.name, role, name) or 0,
             now=now,
         )
+        memory.prepare()
         vaults.write(changed)
         remember_documents(memory, changed)
     return Outcome(outcome.made, outcome.kept, outcome.by_hand, passwords)

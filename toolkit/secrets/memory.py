@@ -23,6 +23,9 @@ class VersionMemory(Protocol):
     def remember(self, environment: str, role: str, name: str, version: int) -> None:
         """Take note of a version; a lower one than the highest changes nothing."""
 
+    def prepare(self) -> None:
+        """Fail now where taking note of a version would fail: before a vault is changed."""
+
 
 class VersionFile:
     """A `VersionMemory` in one JSON file of the state directory. It holds no values.
@@ -32,6 +35,7 @@ class VersionFile:
     """
 
     def __init__(self, state: State) -> None:
+        self._state = state
         self._path = state.root / "secret-versions.json"
 
     def highest(self, environment: str, role: str, name: str) -> int | None:
@@ -46,14 +50,30 @@ class VersionFile:
             known = self._read()
             key = _key(environment, role, name)
             known[key] = max(version, known.get(key, 0))
-            content = json.dumps(known, indent=1, sort_keys=True) + "\n"
-            write_atomically(self._path, content.encode())
+            self._write(known)
+
+    def prepare(self) -> None:
+        """Fail now where taking note of a version would fail: before a vault is changed.
+
+        Raises:
+            ConfigurationError: The state directory cannot be made, or the file is damaged.
+            OutsideError: The file system refuses.
+        """
+        with self._locked():
+            # Written as it is: only so a full disk is known beforehand.
+            self._write(self._read())
+
+    def _write(self, known: dict[str, int]) -> None:
+        content = json.dumps(known, indent=1, sort_keys=True) + "\n"
+        write_atomically(self._path, content.encode())
 
     def _read(self) -> dict[str, int]:
         try:
             content = json.loads(self._path.read_bytes())
         except FileNotFoundError:
             return {}
+        except OSError as error:
+            raise ConfigurationError(f"{self._path}: {error.strerror}") from None
         except ValueError:
             raise ConfigurationError(
                 f"{self._path}: is damaged", hint="restore it, or remove it to start anew"
@@ -62,7 +82,7 @@ class VersionFile:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._state.prepare()
         descriptor = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -59,6 +59,7 @@ def begin(
     *,
     name: str,
     make: Callable[[SecretSpec], Mapping[str, bytes] | None],
+    given: Mapping[str, bytes] | None = None,
     now: float,
 ) -> Rotation:
     """Write a new value beside the old one; find the rotation that was begun before.
@@ -69,11 +70,13 @@ def begin(
         memory: Of versions.
         name: Of the secret.
         make: Returns the parts of a new value; None where only people can make one.
+        given: The parts of a new value that a person gave instead.
         now: Seconds since the epoch.
 
     Raises:
         NotFound: No role declares it.
-        ConfigurationError: There is no value yet, or it cannot be made.
+        ConfigurationError: There is no value yet, it cannot be made, or another one than is given
+            is being brought out already.
         MissingKey: This operator does not hold the password of a role that shares it.
     """
     environment = vaults.environment.name
@@ -92,9 +95,16 @@ def begin(
         begun = [entries[previous] for entries in known if previous in entries]
         if begun:
             old = begun[0]
+            if given is not None and dict(given) != dict(new.parts):
+                raise ConfigurationError(
+                    f"a rotation of {name} in {environment} to another value was begun before and "
+                    "has to be finished first; the value that was given is not used",
+                    hint=f"run 'toolkit secrets rotate {environment} {name}' without --stdin, then "
+                    "this again",
+                )
         else:
             old = replace(new, name=previous)
-            parts = make(spec)
+            parts = make(spec) if given is None else given
             if parts is None:
                 raise ConfigurationError(
                     f"a new value of {name} can only be given by people",
@@ -112,6 +122,7 @@ def begin(
             for role, document in documents.items()
         ]
         if any(documents[one.role] != one for one in changed):
+            memory.prepare()
             vaults.write(changed)
         for role in roles:
             memory.remember(environment, role, name, new.version)

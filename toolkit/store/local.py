@@ -6,7 +6,8 @@
     releases/<id>/             the same for releases
 
 Everything is written under another name first and renamed when it is whole, so that there is
-never half of anything.
+never half of anything. What is removed loses its manifest first, and is nothing from then on: who
+reads meanwhile passes over it, and what a kill left of it is swept by the next removal.
 """
 
 from __future__ import annotations
@@ -50,42 +51,46 @@ class LocalStore:
                 f"{digest!r} is too short for a digest: give {MIN_PREFIX} digits or more"
             )
         if not found:
-            raise NotFound(
-                f"there is no image {digest!r} in the store",
-                hint="'toolkit images list' shows what there is",
-            )
+            raise self._no_image(digest)
         if len(found) > 1:
             raise NotFound(
                 f"{digest!r} is the beginning of {len(found)} images", hint="give more digits"
             )
-        return self._read_image(self._root / "images" / found[0])
+        image = self._read_image(self._root / "images" / found[0])
+        if image is None:
+            raise self._no_image(digest)
+        return image
 
     def images(self) -> Sequence[Image]:
         """Return every image, newest first."""
-        images = [self._read_image(path) for path in self._directories("images")]
+        found = [self._read_image(path) for path in self._directories("images")]
+        images = [image for image in found if image is not None]
         return sorted(images, key=lambda image: (image.created, image.role), reverse=True)
 
     def release(self, release: str) -> Release:
         """Return a release by id."""
         path = self._root / "releases" / release
-        if "/" in release or not (path / "manifest.json").is_file():
+        found = self._read_release(path) if "/" not in release else None
+        if found is None:
             raise NotFound(
                 f"there is no release {release!r} in the store",
                 hint="'toolkit images list' shows the releases that images belong to",
             )
-        return self._read_release(path)
+        return found[0]
 
     def releases(self) -> Sequence[Release]:
         """Return every release, newest first."""
-        directories = self._directories("releases")
-        return [
-            self._read_release(one) for one in sorted(directories, key=self._baked, reverse=True)
-        ]
+        read = [self._read_release(path) for path in self._directories("releases")]
+        found = [one for one in read if one is not None]
+        return [release for release, _ in sorted(found, key=lambda one: one[1], reverse=True)]
 
     def manifest(self, digest: str) -> Mapping[str, Any]:
         """Return an image's manifest after checking that its bytes have the digest."""
         image = self.image(digest)
-        content = self._image_directory(image.digest).joinpath("manifest.json").read_bytes()
+        try:
+            content = self._image_directory(image.digest).joinpath("manifest.json").read_bytes()
+        except FileNotFoundError:
+            raise self._no_image(digest) from None
         if digest_of(content) != image.digest:
             raise OutsideError(f"the manifest of {image.digest} was changed after it was sealed")
         manifest: Mapping[str, Any] = json.loads(content)
@@ -173,19 +178,19 @@ class LocalStore:
             parent = next((image.digest for image in self.images() if image.role == role), None)
             baked = {"created": time.time(), "parent": parent}
             self._put(directory, manifest, baked, effect="image")
-        return self._read_image(directory)
+        return self.image(digest)
 
     def put_release(self, manifest: bytes) -> Release:
         """Store a release by its manifest; one that is there already becomes the newest."""
         directory = self._root / "releases" / release_id(manifest)
         now = time.time()
         baked = {"created": now, "baked": now}
-        if (directory / "manifest.json").exists():
-            baked["created"] = self._read_release(directory).created
+        if known := self._read_release(directory):
+            baked["created"] = known[0].created
             write_atomically(directory / "baked.json", json.dumps(baked).encode())
         else:
             self._put(directory, manifest, baked, effect="release")
-        return self._read_release(directory)
+        return self.release(directory.name)
 
     def refresh_mark(self) -> str:
         """Return the text that stands for the last deliberate refresh; empty before the first."""
@@ -212,11 +217,25 @@ class LocalStore:
         return [f"sha256:{path.stem}" for path in (self._root / "layers").glob("*.erofs")]
 
     def remove(self, garbage: Garbage) -> None:
-        """Remove what nothing refers to: names before what they name."""
-        for release in garbage.releases:
-            shutil.rmtree(self._root / "releases" / release, ignore_errors=True)
-        for image in garbage.images:
-            shutil.rmtree(self._image_directory(image), ignore_errors=True)
+        """Remove what nothing refers to: names before what they name.
+
+        Only for who keeps others from baking: what has no manifest yet would be swept too.
+
+        Raises:
+            OutsideError: The file system refuses.
+        """
+        named = [self._root / "releases" / release for release in garbage.releases]
+        named += [self._image_directory(image) for image in garbage.images]
+        for directory in named:
+            try:
+                (directory / "manifest.json").unlink(missing_ok=True)
+                sync_directory(directory)
+            except OSError as error:
+                raise OutsideError(f"{directory} was not removed: {error.strerror}") from None
+        for kind in ("releases", "images"):
+            for directory in (self._root / kind).glob("[!.]*"):
+                if not (directory / "manifest.json").exists():
+                    shutil.rmtree(directory, ignore_errors=True)
         gone = set(garbage.layers)
         for path in (self._root / "keys").glob("*.json"):
             sealed = self._read_key(path)
@@ -243,8 +262,17 @@ class LocalStore:
         sync_directory(directory.parent)
         faults.reach("bake", effect, "committed")
 
-    def _read_image(self, directory: Path) -> Image:
-        manifest, baked = self._read(directory)
+    def _no_image(self, digest: str) -> NotFound:
+        return NotFound(
+            f"there is no image {digest!r} in the store",
+            hint="'toolkit images list' shows what there is",
+        )
+
+    def _read_image(self, directory: Path) -> Image | None:
+        """Return an image; None when it is no more."""
+        if (found := self._read(directory)) is None:
+            return None
+        manifest, baked = found
         return Image(
             digest=f"sha256:{directory.name}",
             role=manifest["role"],
@@ -257,9 +285,15 @@ class LocalStore:
             created=baked["created"],
         )
 
-    def _read_release(self, directory: Path) -> Release:
-        manifest, baked = self._read(directory)
-        return Release(
+    def _read_release(self, directory: Path) -> tuple[Release, float] | None:
+        """Return a release and when it was last baked; None when it is no more.
+
+        What was left and is returned to is the newest.
+        """
+        if (found := self._read(directory)) is None:
+            return None
+        manifest, baked = found
+        release = Release(
             id=directory.name,
             service=manifest["service"],
             commit=manifest["commit"],
@@ -267,20 +301,21 @@ class LocalStore:
             images=manifest["images"],
             created=baked["created"],
         )
+        return release, float(baked.get("baked", baked["created"]))
 
-    def _baked(self, directory: Path) -> float:
-        """Return when a release was last baked: what was left and is returned to is the newest."""
-        _, baked = self._read(directory)
-        return float(baked.get("baked", baked["created"]))
-
-    def _read(self, directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _read(self, directory: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        manifest = directory / "manifest.json"
         try:
-            return (
-                json.loads((directory / "manifest.json").read_bytes()),
-                json.loads((directory / "baked.json").read_bytes()),
+            return json.loads(manifest.read_bytes()), json.loads(
+                (directory / "baked.json").read_bytes()
             )
-        except (OSError, ValueError):
-            raise OutsideError(f"{directory} in the image store is damaged") from None
+        except (OSError, ValueError) as error:
+            if isinstance(error, FileNotFoundError) and not manifest.exists():
+                return None
+            raise OutsideError(
+                f"{directory} in the image store is damaged",
+                hint="remove this directory, and bake again if its image is still wanted",
+            ) from None
 
     def _read_key(self, path: Path) -> SealedLayer | None:
         try:

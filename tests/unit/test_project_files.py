@@ -1,0 +1,72 @@
+"""A project's files that are malformed are refused with their place, never with a traceback."""
+
+from pathlib import Path
+
+import pytest
+
+from toolkit.canonical import canonical_json
+from toolkit.errors import ConfigurationError
+from toolkit.project.load import load_environment, load_project
+from toolkit.project.model import Project
+
+SERVICE = """\
+name: shop
+source: .
+roles:
+  app:
+    layers: [{role: app, vars: {released: VALUE}}]
+    port: 80
+"""
+
+
+def project(root: Path, service: str) -> Project:
+    (root / "roles/app").mkdir(parents=True, exist_ok=True)
+    (root / "service.yml").write_text(service)
+    return load_project(root)
+
+
+@pytest.mark.parametrize("value", ["2024-01-31", "2024-02-30", "2024-01-31 10:00:00"])
+def test_a_date_is_text_as_it_is_written(tmp_path: Path, value: str) -> None:
+    (layer,) = project(tmp_path, SERVICE.replace("VALUE", value)).roles["app"].layers
+    assert layer.variables == {"released": value}
+    assert value.encode() in canonical_json(dict(layer.variables))
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("!!timestamp 2024-01-31", "service.yml:roles.app.layers.0.vars.released"),
+        ("!!timestamp 2024-02-30", "service.yml: not YAML"),
+        ("!!int canary", "service.yml: not YAML"),
+        ("!!set {a}", "service.yml:roles.app.layers.0.vars.released"),
+        ("1, released: 2", "service.yml:5: not YAML: the key released is there twice"),
+        ("[" * 2000 + "]" * 2000, "service.yml"),
+    ],
+)
+def test_what_is_malformed_is_refused(tmp_path: Path, value: str, problem: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        project(tmp_path, SERVICE.replace("VALUE", value))
+    assert problem in caught.value.message
+    assert "canary" not in caught.value.message
+
+
+def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"service\.yml:7: .* name is there twice"):
+        project(tmp_path, SERVICE.replace("VALUE", "1") + "name: other\n")
+
+
+def test_a_merged_key_is_not_there_twice(tmp_path: Path) -> None:
+    value = "{<<: {a: 1, b: 2}, a: 3}"
+    (layer,) = project(tmp_path, SERVICE.replace("VALUE", value)).roles["app"].layers
+    assert layer.variables == {"released": {"a": 3, "b": 2}}
+
+
+def test_the_home_of_a_user_who_does_not_exist(tmp_path: Path) -> None:
+    shop = project(tmp_path, SERVICE.replace("VALUE", "1"))
+    directory = tmp_path / "inventories/test"
+    directory.mkdir(parents=True)
+    (directory / "toolkit.yml").write_text(
+        "{plugin: toolkit, roles: {app: {machines: 1}}, keys: {directory: ~no-such-user/keys}}\n"
+    )
+    with pytest.raises(ConfigurationError, match=r"toolkit\.yml:keys\.directory: there is no such"):
+        load_environment(shop, "test")

@@ -1,0 +1,84 @@
+"""The vaults' part of a rotation."""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from toolkit.errors import ConfigurationError
+from toolkit.project.model import SecretSpec
+from toolkit.secrets.document import Document, Entry
+from toolkit.secrets.grants import Grant, Matrix
+from toolkit.secrets.rotate import Rotation, begin, finish
+
+SPEC = SecretSpec("api_token", "token", "", (), None)
+MATRIX = Matrix(tuple(Grant("test", role, SPEC) for role in ("web", "app")))
+FIRST, SECOND, OTHER = ({"value": value} for value in (b"first", b"second", b"other"))
+
+
+class MemoryVaults:
+    """Vaults of the environment `test` that are nowhere else, and the versions seen."""
+
+    environment: Any = SimpleNamespace(name="test")
+
+    def __init__(self) -> None:
+        entry = Entry("api_token", 1, 0.0, FIRST)
+        self.documents = {
+            role: Document("test", role, {"api_token": entry}) for role in ("web", "app")
+        }
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        yield
+
+    def read_all(self, roles: Collection[str]) -> Mapping[str, Document | None]:
+        return {role: self.documents.get(role) for role in roles}
+
+    def write(self, documents: Collection[Document]) -> None:
+        self.documents |= {one.role: one for one in documents}
+
+    def highest(self, *_name: str) -> int | None:
+        return None
+
+    def remember(self, *_name: object) -> None: ...
+    def prepare(self) -> None: ...
+
+
+@pytest.fixture
+def vaults() -> Any:
+    return MemoryVaults()
+
+
+def rotate(vaults: Any, given: Mapping[str, bytes] | None) -> Rotation:
+    return begin(
+        MATRIX,
+        vaults,
+        vaults,
+        name="api_token",
+        make=lambda _spec: {"value": b"made"},
+        given=given,
+        now=1.0,
+    )
+
+
+def test_a_value_that_is_given_is_the_new_one(vaults: Any) -> None:
+    rotation = rotate(vaults, SECOND)
+    assert (rotation.new.parts, rotation.old.parts) == (SECOND, FIRST)
+    assert not rotation.is_resumed
+    assert rotate(vaults, None).new == rotation.new
+    assert rotate(vaults, SECOND).is_resumed, "the same command goes on"
+
+
+def test_another_value_than_the_one_that_is_under_way_is_refused(vaults: Any) -> None:
+    rotation = rotate(vaults, None)
+    assert rotation.new.parts == {"value": b"made"}
+    before = dict(vaults.documents)
+    with pytest.raises(ConfigurationError, match="begun before") as caught:
+        rotate(vaults, OTHER)
+    assert "without --stdin" in (caught.value.hint or "")
+    assert "other" not in caught.value.message.replace("another", "")
+    assert vaults.documents == before
+    finish(vaults, rotate(vaults, None))
+    assert rotate(vaults, OTHER).new.parts == OTHER
