@@ -10,6 +10,7 @@ it starts in turn, carries a mark in its environment by which it is found: see `
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import selectors
@@ -229,6 +230,12 @@ def _start(
         ) from None
     except PermissionError:
         raise OutsideError(f"{argv[0]} may not be run by this user") from None
+    except OSError as error:
+        hint = "a script begins with '#!' and its interpreter"
+        raise OutsideError(
+            f"{argv[0]} could not be started: {error.strerror}",
+            hint=hint if error.errno == errno.ENOEXEC else None,
+        ) from None
 
 
 def _exchange(

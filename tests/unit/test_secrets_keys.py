@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.keyring import kept_in_kernel
-from toolkit.errors import ConfigurationError
+from toolkit.errors import ConfigurationError, OutsideError
 from toolkit.project.load import load_environment, load_project
 from toolkit.project.model import Environment, KeySetting
 from toolkit.secrets import kernel_keyring
@@ -106,6 +106,42 @@ def test_what_a_failing_command_prints_is_not_repeated(tmp_path: Path, ending: s
     with pytest.raises(ConfigurationError, match=r"production\.web") as caught:
         keys.password("web")
     assert CANARY not in caught.value.message + str(caught.value.hint)
+
+
+def test_a_failing_command_is_named_with_what_it_complains_of(tmp_path: Path) -> None:
+    code = (
+        f"import sys; print('{CANARY}'); print('the safe is locked', file=sys.stderr); sys.exit(7)"
+    )
+    keys = ring(tmp_path, command(tmp_path, code))
+    with pytest.raises(
+        MissingKey, match=r"exited with 7 .*production\.web: the safe is locked"
+    ) as no:
+        keys.password("web")
+    assert CANARY not in no.value.message
+    assert "secrets init" not in (no.value.hint or "")
+
+
+def test_a_command_that_prints_nothing_is_no_reason_to_make_a_password(tmp_path: Path) -> None:
+    with pytest.raises(MissingKey) as caught:
+        ring(tmp_path, command(tmp_path, "")).password("web")
+    assert "secrets init" not in (caught.value.hint or "")
+
+
+def test_a_command_without_an_interpreter_says_so(tmp_path: Path) -> None:
+    script = tmp_path / "keys"
+    script.write_text("echo no shebang\n")
+    script.chmod(0o755)
+    with pytest.raises(OutsideError, match="could not be started") as caught:
+        ring(tmp_path, KeySetting(None, (str(script),))).password("web")
+    assert "#!" in (caught.value.hint or "")
+
+
+def test_a_place_for_passwords_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    keys = ring(tmp_path, KeySetting(tmp_path / "file" / "keys", None))
+    with pytest.raises(ConfigurationError, match="could not be made") as caught:
+        keys.make_password("web")
+    assert "keys.directory" in (caught.value.hint or "")
 
 
 def test_a_keyring_is_asked_for_one_role(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from toolkit.state import sync_directory
@@ -13,13 +15,20 @@ from toolkit.state import sync_directory
 def replace_all(files: Mapping[Path, bytes], *, mode: int = 0o600) -> None:
     """Replace files; none is replaced before the content of all is safely on the disk.
 
+    A file keeps its owner, group and mode: root works on projects that belong to people. A new one
+    has those of its directory.
+
+    Args:
+        files: What they are to hold.
+        mode: Of new ones.
+
     Raises:
         OSError: The file system refused; no file was changed unless renaming itself failed.
     """
     staged: dict[Path, Path] = {}
     try:
         for path, content in files.items():
-            staged[path] = _stage(path, content, mode)
+            staged[path] = _stage(path, content, mode, like=_model_of(path))
         for path, temporary in staged.items():
             temporary.replace(path)
     finally:
@@ -46,10 +55,39 @@ def create_exclusively(path: Path, content: bytes, *, mode: int = 0o600) -> bool
     return True
 
 
-def _stage(path: Path, content: bytes, mode: int) -> Path:
+def make_directory(path: Path) -> None:
+    """Make a directory; it and missing ones above it belong to whoever owns the one that is there.
+
+    Raises:
+        OSError: The file system refused.
+    """
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    path.mkdir(exist_ok=True)
+    owner = path.parent.stat()
+    with suppress(PermissionError):
+        os.chown(path, owner.st_uid, owner.st_gid)
+
+
+def _model_of(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return path.parent.stat()
+
+
+def _stage(path: Path, content: bytes, mode: int, like: os.stat_result | None = None) -> Path:
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
+        if like is not None:
+            # Who is not root can give a file to nobody else, but may share it with a group.
+            with suppress(PermissionError):
+                os.fchown(file.fileno(), -1, like.st_gid)
+                os.fchown(file.fileno(), like.st_uid, -1)
+            if stat.S_ISREG(like.st_mode):
+                mode = stat.S_IMODE(like.st_mode)
         os.fchmod(file.fileno(), mode)
         file.flush()
         os.fsync(file.fileno())

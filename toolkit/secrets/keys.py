@@ -95,11 +95,11 @@ class KeyRing:
         else:
             value, source = self._read(self.path(role)), str(self.path(role))
         if value is None:
-            raise MissingKey(
-                f"there is no vault password for {label} in {source}",
-                hint=f"run 'toolkit secrets init {self._environment}' for a new environment, or "
-                "ask its owner for the key",
-            )
+            hint = "ask its owner for the key"
+            if self.is_directory:
+                command = f"toolkit secrets init {self._environment}"
+                hint = f"run '{command}' for a new environment, or {hint}"
+            raise MissingKey(f"there is no vault password for {label} in {source}", hint=hint)
         value = value.strip()
         if len(value) < _SHORTEST_PASSWORD or b"\n" in value:
             raise ConfigurationError(
@@ -140,9 +140,15 @@ class KeyRing:
         return f"{self._keyring}:{self._environment}.{role}"
 
     def _create(self, name: str, content: bytes) -> bool:
-        self._directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._directory.mkdir(mode=0o700, exist_ok=True)
-        return create_exclusively(self.path(name), content)
+        try:
+            self._directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+            return create_exclusively(self.path(name), content)
+        except OSError as error:
+            raise ConfigurationError(
+                f"{self.path(name)} could not be made: {error.strerror}",
+                hint="keys.directory in the environment's toolkit.yml names another place",
+            ) from None
 
     def _read(self, path: Path) -> bytes | None:
         try:
@@ -169,6 +175,12 @@ class KeyRing:
             cwd=self._project,
             is_checked=False,
         )
-        if completed.exit_code != 0 or not completed.stdout.strip():
-            return None
-        return completed.stdout
+        if completed.exit_code != 0:
+            # What it printed on standard output may be a password, or a part of one.
+            detail = completed.error_text[-500:] or "it said nothing on standard error"
+            raise MissingKey(
+                f"{self._command[0]} exited with {completed.exit_code} when it was asked for the "
+                f"vault password of {self._environment}.{role}: {detail}",
+                hint="run it by hand; it is 'keys.command' in the environment's toolkit.yml",
+            )
+        return completed.stdout if completed.stdout.strip() else None

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from toolkit.errors import ConfigurationError
+from toolkit.errors import ConfigurationError, OutsideError
 from toolkit.project.model import Environment
 from toolkit.secrets import document, vault
 from toolkit.secrets.document import Document
-from toolkit.secrets.files import replace_all
+from toolkit.secrets.files import make_directory, replace_all
 from toolkit.secrets.keys import KeyRing
 
 _THREADS = 4
@@ -69,7 +69,7 @@ class Vaults:
 
         Raises:
             MissingKey: This operator does not hold a password.
-            OutsideError: `ansible-vault` failed; nothing was changed.
+            OutsideError: `ansible-vault` failed, or the file system refused; nothing was changed.
         """
         passwords = [self.keys.password(each.role) for each in documents]
         with ThreadPoolExecutor(_THREADS) as threads:
@@ -79,14 +79,24 @@ class Vaults:
                 passwords,
             )
             files = dict(zip((self.path(d.role) for d in documents), vaulttexts, strict=True))
-        for path in files:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        replace_all(files)
+        try:
+            for path in files:
+                make_directory(path.parent)
+            replace_all(files)
+        except OSError as error:
+            raise OutsideError(
+                f"the vaults below {self.environment.directory} could not be written: "
+                f"{error.strerror}",
+                hint="the project has to be writable for who changes its secrets",
+            ) from None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep others from changing the environment's vaults between a read and a write."""
-        descriptor = os.open(self.environment.directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            descriptor = os.open(self.environment.directory, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise ConfigurationError(f"{self.environment.directory}: {error.strerror}") from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
