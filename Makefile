@@ -140,9 +140,12 @@ test: setup ## Run everything: lint, unit tests on two Pythons, integration, end
 	say "lint"
 	$(MAKE) lint || failed+=(lint)
 	test_pythons "$$(minor_of $(BIN)/python)" || failed+=("a second Python")
-	say "all tests on $$($(BIN)/python --version)"
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
-	    --durations 10 --junitxml $(BUILD)/tests.xml $(TESTS) || failed+=(tests)
+	say "tests that are run alone, on $$($(BIN)/python --version)"
+	$(BIN)/python -m pytest -m alone --durations 10 --junitxml $(BUILD)/tests-alone.xml $(TESTS) \
+	    || failed+=("tests that are run alone")
+	say "all other tests"
+	$(BIN)/python -m pytest -m "not alone" -n $(WORKERS) --dist loadfile \
+	    --durations 10 --junitxml $(BUILD)/tests.xml $(TESTS) || failed+=("other tests")
 	if [[ $${#failed[@]} -gt 0 ]]; then
 	    printf 'failed: %s\n' "$${failed[@]}" >&2
 	    exit 1

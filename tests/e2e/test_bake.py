@@ -11,7 +11,7 @@ from bench.lab import ENVIRONMENT, Lab, copy_layers
 from tests.support.traces import leftovers
 from toolkit.state import State
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.alone]
 
 UNCHANGED_LIMIT_S = 1.5
 APPLICATION_LIMIT_S = 10.0

@@ -5,7 +5,7 @@ import pytest
 from bench.load.process import LoadProcess
 from tests.support.site import Site
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.alone]
 
 STATUS_FIELDS = [
     "environment", "role", "image", "release", "commit", "strategy", "machines", "pool", "since",
@@ -69,7 +69,7 @@ def test_a_roll_loses_no_request(site, tmp_path):
     assert "X-Web-Version" not in site.get().headers
     before = site.machines()
     answers = {}
-    settings = site.load(rate=150.0, requests=None, max_seconds=120.0)
+    settings = site.load(rate=150.0, requests=None, max_seconds=300.0)
     with LoadProcess(settings, tmp_path) as load:
         load.wait_for(requests_done=100, version="1")
         for role in ("web", "app"):

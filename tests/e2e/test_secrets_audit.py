@@ -20,7 +20,7 @@ from toolkit.state import State
 from toolkit.wiring import open_site
 from toolkit.workplace import Workplace
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.alone]
 
 OTHER = "production"
 LIMIT_S = 60.0

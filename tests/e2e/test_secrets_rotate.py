@@ -14,7 +14,7 @@ from examples.command import Toolkit
 from toolkit.wiring import open_site
 from toolkit.workplace import Workplace
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.alone]
 
 RATE = 320.0
 ANSWER_DEADLINE_S = 30.0

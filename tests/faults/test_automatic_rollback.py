@@ -12,7 +12,7 @@ from examples.command import Answer
 from tests.support.breakage import is_plain, serving, settle
 from tests.support.site import EchoSite
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.alone]
 
 RATE = 120.0
 LIMIT_S = 60.0

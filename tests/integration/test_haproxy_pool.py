@@ -567,7 +567,7 @@ class TestReload:
         assert {get(ground.port("app"))[1] for _ in range(10)} == {MACHINES[0]}
         app.await_healthy([MACHINES[0], MACHINES[2]], deadline_s=PATIENCE_S)
 
-    def test_a_fleet_keeps_its_places_when_fewer_machines_are_wanted(self, tmp_path: Path) -> None:
+    def test_a_smaller_fleet_keeps_its_places(self, tmp_path: Path) -> None:
         network = EnvironmentNetwork(namespace=f"tkt{secrets.token_hex(4)}", network=NETWORK)
 
         def balancer(machines: int) -> LocalBalancer:
@@ -576,7 +576,7 @@ class TestReload:
                 make_project(deployment),
                 make_environment(deployment, NETWORK),
                 namespace=network.namespace,
-                runtime=tmp_path / "runtime" / "balancer",
+                runtime=tmp_path / "r",
                 ram=tmp_path / "ram",
                 edge_secrets=dict,
                 newest_version=lambda: None,

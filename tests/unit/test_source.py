@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit import wiring
+from toolkit.cli import garbage
 from toolkit.errors import ConfigurationError
 from toolkit.project.load import load_project
 from toolkit.project.model import BaseSpec, Project
@@ -93,7 +93,7 @@ def test_who_fetches_the_same_waits_and_removes_what_a_killed_one_left(upstream:
 def test_the_lock_of_the_store_says_what_is_done(tmp_path: Path) -> None:
     place = Workplace(tmp_path, tmp_path / "state")
     place.project = Project(tmp_path, "shop", str(tmp_path), BaseSpec("bookworm", None, ()), {})
-    wiring.collect_garbage(place, keep_releases=1, keep_snapshots=1, is_dry_run=True)
+    garbage.collect(place, keep_releases=1, keep_snapshots=1, is_dry_run=True)
     holder = (tmp_path / "state" / "bake.lock").read_text()
     assert holder.startswith("a garbage collection (process ")
 

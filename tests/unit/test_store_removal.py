@@ -12,6 +12,7 @@ import pytest
 from tests.support.fakes import make_deployment, make_site
 from toolkit import wiring
 from toolkit.bake.manifest import SealedLayer, image_manifest, release_manifest
+from toolkit.cli import garbage
 from toolkit.errors import LeaseHeld, NotFound, OutsideError
 from toolkit.ledger.database import open_ledger
 from toolkit.ledger.ledger import Ledger, RollRecord
@@ -121,9 +122,7 @@ def workplace(tmp_path: Path) -> Workplace:
 
 def collect(workplace: Workplace) -> int:
     """Keep one release; return how many images were removed."""
-    found = wiring.collect_garbage(
-        workplace, keep_releases=1, keep_snapshots=1, is_dry_run=False
-    ).garbage
+    found = garbage.collect(workplace, keep_releases=1, keep_snapshots=1, is_dry_run=False).garbage
     assert len(wiring.open_store(workplace.state).images()) == 2 - len(found.images)
     return len(found.images)
 
@@ -141,7 +140,7 @@ def test_nothing_is_removed_while_an_environment_is_being_changed(workplace: Wor
         wiring.open_ledger(workplace.state) as ledger,
         lease.held(ledger, "test", doing="a roll"),
     ):
-        assert wiring.collect_garbage(
+        assert garbage.collect(
             workplace, keep_releases=1, keep_snapshots=1, is_dry_run=False
         ).garbage == Garbage((), (), ()), "there is nothing to wait for"
 

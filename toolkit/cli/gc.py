@@ -31,10 +31,10 @@ def gc(context: Context, dry_run: bool, keep: int, keep_snapshots: int) -> None:
     Example:
       toolkit gc --dry-run
     """
-    from toolkit import wiring
+    from toolkit.cli import garbage
 
     context.need_root()
-    found = wiring.collect_garbage(
+    found = garbage.collect(
         context, keep_releases=keep, keep_snapshots=keep_snapshots, is_dry_run=dry_run
     )
     verb = "would be removed" if dry_run else "removed"

@@ -1,0 +1,75 @@
+"""Removes what nothing refers to: machines, copies of volumes, releases, images, layers."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from toolkit.ledger.ledger import Ledger
+from toolkit.project.load import environment_names
+from toolkit.roll import expire, lease
+from toolkit.store.collect import Garbage, find_garbage
+from toolkit.wiring import bake_lock, open_ledger, open_site, open_store
+from toolkit.workplace import Workplace
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What a garbage collection removed, or would remove.
+
+    Attributes:
+        machines: Machines past their warm window, and machines that nothing knows.
+        snapshots: Older copies of volumes, `ENVIRONMENT/NAME`.
+        garbage: Releases, images and layers.
+        size_bytes: Of the layers.
+    """
+
+    machines: tuple[str, ...]
+    snapshots: tuple[str, ...]
+    garbage: Garbage
+    size_bytes: int
+
+
+def collect(
+    workplace: Workplace, *, keep_releases: int, keep_snapshots: int, is_dry_run: bool
+) -> Collected:
+    """Remove what nothing refers to.
+
+    Raises:
+        LeaseHeld: A bake runs, or an environment is being changed.
+    """
+    machines: list[str] = []
+    snapshots: list[str] = []
+    live: set[str] = set()
+    with bake_lock(workplace.state, doing="a garbage collection"):
+        for name in environment_names(workplace.project):
+            with open_site(workplace, name) as site:
+                machines += expire.retire(site, is_dry_run=is_dry_run)
+                trimmed = expire.trim_snapshots(site, keep=keep_snapshots, is_dry_run=is_dry_run)
+                snapshots += [f"{name}/{one}" for one in trimmed]
+                live |= {one.image for one in site.provider.machines() if one.image}
+        store = open_store(workplace.state)
+
+        def look(ledger: Ledger) -> Garbage:
+            in_use = expire.find_in_use(ledger)
+            return find_garbage(
+                releases=store.releases(),
+                images=store.images(),
+                layers=store.layers(),
+                in_use=in_use.images | live,
+                releases_in_use=in_use.releases,
+                keep_releases=keep_releases,
+            )
+
+        with open_ledger(workplace.state) as ledger, ExitStack() as leases:
+            garbage = look(ledger)
+            if any((garbage.releases, garbage.images, garbage.layers)) and not is_dry_run:
+                # A roll that began meanwhile may need what was garbage before.
+                names = {*environment_names(workplace.project), *ledger.environments()}
+                for name in sorted(names):
+                    leases.enter_context(lease.held(ledger, name, doing="gc"))
+                garbage = look(ledger)
+            size = sum(store.layer_path(layer).stat().st_size for layer in garbage.layers)
+            if not is_dry_run:
+                store.remove(garbage)
+    return Collected(tuple(machines), tuple(snapshots), garbage, size)
