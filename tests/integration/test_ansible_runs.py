@@ -114,7 +114,7 @@ def test_a_bake_removes_what_a_killed_bake_left_and_no_hook_of_a_roll(state):
     hook, hook_directory = left_behind(state, "test")
     other, other_directory = left_behind(state, "test-2")
     try:
-        with bake_lock(state):
+        with bake_lock(state, doing="a bake"):
             assert ours.wait(10.0) == -9
             assert not our_directory.exists()
             assert hook.poll() is None
