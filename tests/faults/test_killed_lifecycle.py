@@ -20,11 +20,12 @@ def siege(new_echo: Callable[..., EchoSite]) -> Siege:
     return Siege(site)
 
 
-def is_down(siege: Siege) -> bool:
+def check_down(siege: Siege) -> None:
+    """The environment is recorded as down, and nothing of it is left on the host."""
     site = siege.site
     with site.opened() as opened:
-        is_recorded = opened.ledger.is_up(site.environment)
-    return not is_recorded and leftovers(site.state, site.state_id, [], site.environment) == []
+        assert not opened.ledger.is_up(site.environment)
+    assert leftovers(site.state, site.state_id, [], site.environment) == []
 
 
 def have_all(siege: Siege) -> None:
@@ -50,12 +51,12 @@ def recover(siege: Siege, *words: str) -> None:
 def test_up(case: Case, siege: Siege):
     site = siege.site
     site.toolkit.result("down", site.environment)
-    assert is_down(siege)
+    check_down(siege)
     killed = siege.killed_at(case.point, "up", site.environment)
     assert killed.exit_code == -9, killed.stderr
     if case.recovery == "abort":
         recover(siege, "down", site.environment)
-        assert is_down(siege)
+        check_down(siege)
         return
     recover(siege, "up", site.environment)
     have_all(siege)
@@ -72,7 +73,7 @@ def test_down(case: Case, siege: Siege):
     assert killed.exit_code == -9, killed.stderr
     if case.recovery == "resume":
         recover(siege, "down", site.environment)
-        assert is_down(siege)
+        check_down(siege)
         return
     with site.opened() as opened:
         recorded = {one.name for one in opened.ledger.machines(site.environment)}
