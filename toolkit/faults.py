@@ -37,7 +37,7 @@ EFFECTS: Mapping[str, tuple[str, ...]] = {
         "destroy",
     ),
     "rotate": ("renew", "revoke", "certificate"),
-    "gc": ("retire", "orphans", "snapshots"),
+    "gc": ("retire", "orphans", "snapshots", "store"),
     "repair": ("places",),
 }
 """Every effect by name. An effect that is not listed here is a bug, and raises at once."""

@@ -105,7 +105,8 @@ def test_up_that_brings_a_machine_back(case: Case, siege: Siege):
 
 @pytest.mark.parametrize("case", cases_of("gc"), ids=str)
 def test_gc(case: Case, siege: Siege):
-    """One machine's warm window has passed; another is known to nobody, and has no place."""
+    """What there is to remove: a machine past its warm window, another that is known to nobody
+    and has no place, a copy of a volume, and a layer of a bake that came to nothing."""
     site = siege.site
     siege.define("echo", strategy="blue-green", keep_warm_s=600)
     have_all(siege)
@@ -123,6 +124,8 @@ def test_gc(case: Case, siege: Siege):
     copies = site.state / "environments" / site.environment / "snapshots"
     for roll in rolls:
         (copies / f"keeper-data-{roll}").mkdir(parents=True, exist_ok=True)
+    layer = site.state / "store" / "layers" / f"{'0' * 64}.erofs"
+    layer.write_bytes(b"nobody's")
     kept = set(site.machines()) - {expired, stranger}
     with siege.watched() as watch:
         killed = siege.killed_at(case.point, "gc", "--keep", "9", "--keep-snapshots", "1")
@@ -134,6 +137,7 @@ def test_gc(case: Case, siege: Siege):
     siege.check_capacity(watch)
     assert set(site.machines()) == kept
     assert [path.name for path in copies.iterdir()] == [f"keeper-data-{rolls[0]}"]
+    assert not layer.exists()
     siege.define("echo")
     check_all(siege)
 

@@ -42,9 +42,10 @@ class BakedLab(Lab):
         self._shared.mkdir(parents=True, exist_ok=True)
         with (self._shared / "lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            copy_layers(self._shared, self.store)
+            # Files of its own: mounts of one file share a loop device, also with other runs'.
+            copy_layers(self._shared, self.store, is_linked=False)
             release = super().bake(version)
-            copy_layers(self.store, self._shared)
+            copy_layers(self.store, self._shared, is_linked=False)
         return release
 
     def image(self, version: str, role: str) -> dict:
@@ -70,16 +71,13 @@ class Site(Lab):
         self.state_id = State(self.state).id
 
     def bake(self, version: str):
+        """Bring a release here, and nothing else that other tests have had baked."""
         release = self._source.bake(version)
-        link = os.link if self._is_linked else shutil.copy2
-
-        def bring(origin: str, target: str) -> None:
-            if not Path(target).exists():
-                link(origin, target)
-
-        shutil.copytree(
-            self._source.store, self.state / "store", copy_function=bring, dirs_exist_ok=True
-        )
+        origin, target = self._source.store, self.state / "store"
+        copy_layers(origin, target, is_linked=self._is_linked)
+        images = [digest.removeprefix("sha256:") for digest in release["images"].values()]
+        for path in [*(f"images/{one}" for one in images), f"releases/{release['release']}"]:
+            shutil.copytree(origin / path, target / path, dirs_exist_ok=True)
         return release
 
     def image(self, version: str, role: str) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass
 
 from toolkit.ledger.ledger import Ledger
 from toolkit.project.load import environment_names
 from toolkit.roll import expire, lease
+from toolkit.roll.journal import Journal
 from toolkit.store.collect import Garbage, find_garbage
 from toolkit.wiring import bake_lock, open_ledger, open_site, open_store
 from toolkit.workplace import Workplace
@@ -63,7 +64,7 @@ def collect(
 
         with open_ledger(workplace.state) as ledger, ExitStack() as leases:
             garbage = look(ledger)
-            if any((garbage.releases, garbage.images, garbage.layers)) and not is_dry_run:
+            if garbage.is_some and not is_dry_run:
                 # A roll that began meanwhile may need what was garbage before.
                 names = {*environment_names(workplace.project), *ledger.environments()}
                 for name in sorted(names):
@@ -71,5 +72,9 @@ def collect(
                 garbage = look(ledger)
             size = sum(store.layer_path(layer).stat().st_size for layer in garbage.layers)
             if not is_dry_run:
-                store.remove(garbage)
+                journal = Journal(ledger, {}, scope="gc")
+                # Without garbage it only sweeps what a kill has left of an earlier removal.
+                is_written = garbage.is_some
+                with journal.effect("store", asdict(garbage)) if is_written else nullcontext():
+                    store.remove(garbage)
     return Collected(tuple(machines), tuple(snapshots), garbage, size)

@@ -22,6 +22,11 @@ class Garbage:
     images: tuple[str, ...]
     layers: tuple[str, ...]
 
+    @property
+    def is_some(self) -> bool:
+        """Whether there is anything."""
+        return bool(self.releases or self.images or self.layers)
+
 
 def find_garbage(
     *,

@@ -12,7 +12,8 @@ def test_it_answers(host, http):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     while not host.socket("tcp://0.0.0.0:8080").is_listening:
-        assert host.run("systemctl is-active echo.service").stdout.strip() == "active"
+        state = host.run("systemctl is-active echo.service").stdout.strip()
+        assert state == "active", host.run("journalctl --no-pager -n 10 -u echo.service").stdout
         assert time.monotonic() < deadline
         time.sleep(0.05)
     answer = http.get("/smoke")
