@@ -137,6 +137,10 @@ test: setup ## Run everything: lint, unit tests on two Pythons, integration, end
 	@eval "$$FUNCTIONS"
 	mkdir -p $(BUILD)
 	failed=()
+	# What both of the runs below need is baked once.
+	layers=$$(mktemp -d)
+	trap 'rm -rf "$$layers"' EXIT
+	export TOOLKIT_TEST_STORE=$${TOOLKIT_TEST_STORE:-$$layers}
 	say "lint"
 	$(MAKE) lint || failed+=(lint)
 	test_pythons "$$(minor_of $(BIN)/python)" || failed+=("a second Python")

@@ -166,7 +166,8 @@ class Siege:
             targets = {one.address for one in opened.pools[role].targets()}
             assert targets == {one.address for one in records.values()}
             assert opened.ledger.first_break() is None
-        assert leftovers(site.state, site.state_id, site.machines(), site.environment) == []
+        left = leftovers(site.state, site.state_id, site.machines(), site.environment)
+        assert left == [], left
 
     def warm(self, role: str = "echo") -> list[str]:
         """Return the machines that are kept warm."""
