@@ -1,7 +1,6 @@
 """What a toolkit leaves on a host, told by its state directory."""
 
 import os
-import time
 from collections.abc import Collection
 from pathlib import Path
 
@@ -9,14 +8,10 @@ from toolkit.machines import cgroups
 from toolkit.state import RAM_ROOT, RUNTIME_ROOT
 
 HAPROXY_PROCESSES = 2
-MOMENT_S = 5.0
-"""For the kernel to let go of what a command has ended, on a host that is busy."""
 
 
 def leftovers(state: Path, state_id: str, machines: Collection[str], environment: str) -> list[str]:
     """Return everything that belongs to a state directory and to none of the machines.
-
-    It is looked for until nothing is found, for a moment: what was ended takes one to be gone.
 
     Args:
         state: The state directory.
@@ -24,17 +19,6 @@ def leftovers(state: Path, state_id: str, machines: Collection[str], environment
         machines: Those that should run; with any, their network and balancer should be there too.
         environment: Where they run.
     """
-    deadline = time.monotonic() + MOMENT_S
-    while True:
-        found = _leftovers(state, state_id, machines, environment)
-        if not found or time.monotonic() > deadline:
-            return found
-        time.sleep(0.1)
-
-
-def _leftovers(
-    state: Path, state_id: str, machines: Collection[str], environment: str
-) -> list[str]:
     found = []
     expected_groups = {f"{environment}/{name}" for name in machines}
     found += [f"control group {name}" for name in groups(state_id) - expected_groups]
