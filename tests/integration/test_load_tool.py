@@ -36,6 +36,7 @@ from toolkit.errors import DeadlineExceeded, OutsideError
 
 NAME = "guestbook.test"
 BODY = b"0123456789" * 300
+FAULTY = "/faulty"
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -88,17 +89,16 @@ class Served:
 
 
 class Server:
-    """Speaks both protocols, in a thread of its own, and commits a fault on every Nth request.
+    """Speaks both protocols, in a thread of its own; a request for `FAULTY` meets the fault.
 
     Args:
         context: TLS; None to accept connections and say nothing at all.
-        fault: What to do wrong; None for a perfect server.
-        every: On which requests.
+        fault: What to do wrong then; None for a perfect server.
         idle_s: Close a connection that was idle for so long, without a word.
     """
 
-    def __init__(self, context, *, fault=None, every=5, idle_s=None):
-        self.context, self.fault, self.every, self.idle_s = context, fault, every, idle_s
+    def __init__(self, context, *, fault=None, idle_s=None):
+        self.context, self.fault, self.idle_s = context, fault, idle_s
         self.served = Served()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -153,7 +153,7 @@ class Server:
         """Return the fault to commit on this request."""
         self.served.requests += 1
         self.served.paths[path] = self.served.paths.get(path, 0) + 1
-        if self.fault is None or self.served.requests % self.every:
+        if path != FAULTY:
             return None
         self.served.faults += 1
         return self.fault
@@ -304,29 +304,30 @@ def test_a_perfect_server_fails_nothing(context, authority):
     ],
 )
 def test_every_fault_is_counted_and_nothing_is_sent_twice(context, authority, fault, kind, classes):
-    with Server(context, fault=fault, every=5) as server:
+    with Server(context, fault=fault) as server:
         report = load(
             server,
             authority,
             mix=dict.fromkeys(classes, 1.0),
-            requests=52,
+            paths=("/", "/", "/", FAULTY),
+            requests=48,
             # No innocent request may share an HTTP/2 connection with a faulty one.
             rate=100.0,
             kept_connections=8,
             timeout_s=0.8 if fault == "hang" else 10.0,
         )
-    assert server.served.faults == 10
-    assert report.failures == {kind: 10}, report.first_failures
-    assert server.served.requests == report.requests == 52
-    assert all(report.classes[name].failed > 0 for name in classes)
+    assert server.served.faults == 12
+    assert report.failures == {kind: 12}, report.first_failures
+    assert server.served.requests == report.requests == 48
+    assert {report.classes[name].failed for name in classes} == {12 // len(classes)}
     assert {item.kind for item in report.first_failures} == {kind}
     assert not report.is_clean
 
 
 def test_an_announced_end_is_no_failure_and_the_connection_is_left(context, authority):
     kept = {"http1-kept": 1.0, "http2-kept": 1.0}
-    with Server(context, fault="announced", every=3) as server:
-        report = load(server, authority, mix=kept)
+    with Server(context, fault="announced") as server:
+        report = load(server, authority, mix=kept, paths=("/", "/", FAULTY))
     assert server.served.faults == 26
     assert report.failures == {}, report.first_failures
     assert server.served.requests == report.ok == 80
@@ -336,8 +337,8 @@ def test_an_announced_end_is_no_failure_and_the_connection_is_left(context, auth
 
 def test_chunks_are_read_to_their_end(context, authority):
     chunked = {"http1-new": 1.0, "http1-kept": 1.0}
-    with Server(context, fault="chunked", every=1) as server:
-        report = load(server, authority, mix=chunked, requests=20)
+    with Server(context, fault="chunked") as server:
+        report = load(server, authority, mix=chunked, paths=(FAULTY,), requests=20)
     assert report.failures == {}, report.first_failures
     assert report.classes["http1-kept"].connections < 10
 
@@ -379,8 +380,8 @@ def test_no_http2_no_listener_and_no_answer(authority):
 
 
 def test_slow_answers_do_not_slow_the_schedule(context, authority):
-    with Server(context, fault="hang", every=1) as server:
-        report = load(server, authority, requests=60, rate=200.0, timeout_s=1.0)
+    with Server(context, fault="hang") as server:
+        report = load(server, authority, paths=(FAULTY,), requests=60, rate=200.0, timeout_s=1.0)
     assert server.served.requests == 60
     assert report.failures == {"timeout": 60}
     # One after the other would be one a second.
@@ -416,8 +417,15 @@ def test_a_process_is_watched_stopped_and_leaves_its_report(tmp_path, context, a
 
 
 def test_outstanding_requests_get_their_grace_and_are_counted(tmp_path, context, authority):
-    with Server(context, fault="hang", every=4) as server:
-        settings = settings_for(server, authority, requests=None, timeout_s=20.0, grace_s=1.0)
+    with Server(context, fault="hang") as server:
+        settings = settings_for(
+            server,
+            authority,
+            paths=("/", "/", "/", FAULTY),
+            requests=None,
+            timeout_s=20.0,
+            grace_s=1.0,
+        )
         with LoadProcess(settings, tmp_path) as running:
             running.wait_for(requests_done=20, deadline_s=15)
             began = time.monotonic()
