@@ -31,6 +31,7 @@ from examples.command import Toolkit
 from examples.versions import NO_DATABASE, ScratchProject, ensure_project, free_port
 from toolkit.errors import EXIT_INTERRUPTED, ConfigurationError, ToolkitError
 from toolkit.progress import Lines
+from toolkit.state import State
 
 ENVIRONMENT = "development"
 PORT = 8443
@@ -72,14 +73,19 @@ class Demo:
     """One run.
 
     Args:
-        state: State directory.
+        state: State directory; made if it does not exist.
         console: Where headings go, on standard error.
+
+    Raises:
+        ConfigurationError: The directory cannot be used.
     """
 
     def __init__(self, state: Path, console: Console) -> None:
         self._state = state
         self._console = console
         self.story = Story()
+        # Before anything is put there, or it would be a directory that holds other things.
+        State(state).prepare()
         self.project, aside = ensure_project(
             state / "demo", ports={ENVIRONMENT: free_port(preferred=PORT)}
         )
