@@ -1,9 +1,9 @@
 """Roll, or rotate secrets, under load and count what fails: `python -m bench.roll`.
 
 Two web and two app machines and a database, in an environment and a state directory of their own.
-While requests come in at a fixed rate, whatever becomes of earlier ones, web and app are rolled
-from version 1 to 2 and back for as long as the load lasts; or the database's password, the web
-machines' certificate and the balancer's are rotated, again and again. Everything is removed at the
+While requests come in at a fixed rate, whatever becomes of earlier ones, web and then app are
+rolled from version 1 to 2, and back and again if more changes are asked for; or the database's
+password, the web machines' certificate and the balancer's are rotated. Everything is removed at the
 end.
 """
 
@@ -15,7 +15,6 @@ import os
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -33,14 +32,13 @@ from toolkit.errors import ConfigurationError, ToolkitError
 from toolkit.progress import Lines, step
 
 ROLLS = (("web", "v2"), ("app", "v2"), ("web", "v1"), ("app", "v1"))
-"""Role and version; the first two are what this is about, however short the load is."""
+"""Role and version."""
 
 ROTATIONS = ("database_password", "web_tls", "edge_tls")
-LAST_ROLL_S = 8.0
-LAST_ROTATION_S = 16.0
-"""No change begins so shortly before the load's end: all of it should be under load."""
+SLOWEST_S = 60.0
+SLACK = 3.0
+"""The load is bounded by so much time for each change, and so many times what the requests take."""
 
-SPARE_S = 60.0
 SUCCESSES = ("rolled", "rotated")
 
 
@@ -76,42 +74,69 @@ class Change:
     help="Processes that do nothing but take processor time meanwhile.",
 )
 @click.option("--rotate", is_flag=True, help="Rotate secrets instead of rolling versions.")
+@click.option(
+    "--changes",
+    type=click.IntRange(1, 100),
+    help="How many rolls or rotations, one after the other.  [default: each of them once]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def main(
-    requests: int, rate: float, store: Path | None, spinners: int, rotate: bool, as_json: bool
+    requests: int,
+    rate: float,
+    store: Path | None,
+    spinners: int,
+    rotate: bool,
+    changes: int | None,
+    as_json: bool,
 ) -> None:
     """Roll web and app between two versions, or rotate secrets, under load.
+
+    The load goes on until the changes are made, also when that takes more than the requests.
 
     Exit code: 0 when every request was answered and every change succeeded, 1 otherwise.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    count = changes or (len(ROTATIONS) if rotate else len(ROLLS) // 2)
     try:
-        changes, report = measure(
-            requests=requests, rate=rate, store=store, spinners=spinners, rotate=rotate
+        changed, report = measure(
+            requests=requests,
+            rate=rate,
+            store=store,
+            spinners=spinners,
+            rotate=rotate,
+            count=count,
         )
     except ToolkitError as error:
         raise click.ClickException(f"{error.message}\n{error.hint or ''}".strip()) from None
     if as_json:
         data = {
-            "changes": [asdict(one) for one in changes],
+            "changes": [asdict(one) for one in changed],
             "load": json.loads(report.to_json()),
             "processors": os.cpu_count(),
         }
         print(json.dumps(data))
     else:
-        print(as_text(changes, report))
+        print(as_text(changed, report))
     is_good = (
         report.is_clean
         and report.requests >= requests
-        and all(one.outcome in SUCCESSES for one in changes)
+        and all(one.outcome in SUCCESSES for one in changed)
     )
     sys.exit(0 if is_good else 1)
 
 
 def measure(
-    *, requests: int, rate: float, store: Path | None, spinners: int = 0, rotate: bool = False
+    *, requests: int, rate: float, store: Path | None, spinners: int, rotate: bool, count: int
 ) -> tuple[list[Change], Report]:
     """Bake, start, roll or rotate under load, and remove everything.
+
+    Args:
+        requests: How many at least.
+        rate: Requests a second.
+        store: Image store with layers to use; None to bake everything.
+        spinners: Processes that take processor time meanwhile.
+        rotate: Whether to rotate secrets, and not to roll.
+        count: How many rolls or rotations; the first that fails is the last.
 
     Raises:
         ToolkitError: It did not come to that.
@@ -128,24 +153,23 @@ def measure(
                 lab.bake(version)
         with step(progress, "start version 1"):
             lab.start("v1")
-        settings = lab.load(rate=rate, requests=requests, max_seconds=requests / rate + SPARE_S)
+        bound_s = SLOWEST_S * count + SLACK * requests / rate
+        settings = lab.load(rate=rate, requests=None, max_seconds=bound_s)
         progress.note(f"{requests} requests, {rate:g} a second, to {lab.url}")
-        last = time.monotonic() + requests / rate - (LAST_ROTATION_S if rotate else LAST_ROLL_S)
         changes: list[Change] = []
         with (
-            spinning(spinners, Path(scratch), max_seconds=requests / rate + SPARE_S),
+            spinning(spinners, Path(scratch), max_seconds=bound_s),
             LoadProcess(settings, Path(scratch)) as load,
         ):
             load.wait_for(requests_done=int(rate))
             turns = _rotations(lab) if rotate else _rolls(lab)
-            for number, (what, change) in enumerate(turns):
-                if number >= 2 and time.monotonic() > last:
-                    break
+            for what, change in itertools.islice(turns, count):
                 with step(progress, what):
                     changes.append(change())
                 if changes[-1].outcome not in SUCCESSES:
                     break
-            report = load.wait()
+            load.wait_for(requests_done=requests, deadline_s=bound_s)
+            report = load.stop()
         return changes, report
 
 
