@@ -25,8 +25,8 @@ from toolkit.project.model import MOST_MACHINES
 NAME_PATTERN = r"^[a-z][a-z0-9_]{0,30}$"
 """A role's name: an Ansible role, an inventory group and part of machine names at once."""
 
-PASSWORD = re.compile(r"://[^/\s]*:[^/\s]*@")
-"""The user's part of a URL, with a password."""
+PASSWORD = re.compile(r"(?i)://[^/\s]*:[^/\s]*@|https?://[^/\s]*@")
+"""The user's part of a URL, with a password; over HTTP a token often stands alone there."""
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 AbsolutePath = Annotated[str, Field(pattern=r"^/[A-Za-z0-9._/-]+$")]
