@@ -94,6 +94,10 @@ def test_what_a_bake_reads_is_an_input(project: Project, file: str, names: set[s
             id="imported by a handler, in one line",
         ),
         pytest.param(
+            {"roles/web/handlers/main": "- include_role: {name: common}\n"},
+            id="in a file without a suffix",
+        ),
+        pytest.param(
             {"playbooks/bake.yml": PLAYBOOK.replace("roles:", "roles:\n    - common")},
             id="beside it in the playbook",
         ),
@@ -126,6 +130,38 @@ def test_a_file_with_ansibles_tags_is_read(project: Project) -> None:
     assert set(digests(project)) == {"role files", "playbooks"}
 
 
+@pytest.mark.parametrize("directory", ["files", "templates"])
+def test_what_a_role_installs_is_not_read_as_its_tasks(project: Project, directory: str) -> None:
+    write(project.root, {f"roles/web/{directory}/play.yml": "- include_role: {name: common}\n"})
+    assert set(digests(project)) == {"role files", "playbooks"}
+
+
+def test_what_python_compiles_is_no_input(project: Project) -> None:
+    write(project.root, {"roles/web/library/thing.py": ""})
+    compiled = {"roles/web/library/__pycache__/thing.cpython-311.pyc": "x"}
+    assert changed(project, lambda: write(project.root, compiled)) == set()
+
+
+def test_modes_links_and_where_a_file_ends_are_inputs(project: Project) -> None:
+    files = project.root / "roles" / "web" / "files"
+    write(files, {"start": "a", "ab": "c", "one/text": "same\n", "two/text": "same\n"})
+    (files / "link").symlink_to("one")
+    assert changed(project, lambda: (files / "start").chmod(0o755)) == {"role files"}
+    assert changed(project, lambda: (files / "start").chmod(0o700)) == set()
+
+    def point_elsewhere() -> None:
+        (files / "link").unlink()
+        (files / "link").symlink_to("two")
+
+    assert changed(project, point_elsewhere) == {"role files"}
+
+    def move_a_letter_into_the_name() -> None:
+        (files / "ab").unlink()
+        write(files, {"abc": ""})
+
+    assert changed(project, move_a_letter_into_the_name) == {"role files"}
+
+
 @pytest.mark.parametrize("target", ["../../../shared/motd", "../../../shared"])
 def test_what_a_link_leads_to_is_an_input(project: Project, target: str) -> None:
     write(project.root, {"roles/web/files/README": ""})
@@ -153,6 +189,16 @@ def test_a_link_out_of_the_project_or_to_itself_is_refused(
     with pytest.raises(ConfigurationError, match=message) as caught:
         digests(project)
     assert caught.value.message.startswith(f"{link}: ")
+
+
+def test_a_role_that_is_a_link_out_of_the_project_is_refused(
+    project: Project, tmp_path: Path
+) -> None:
+    write(tmp_path / "elsewhere", {"tasks/main.yml": "[]\n"})
+    (project.root / "roles" / "far").symlink_to(tmp_path / "elsewhere")
+    write(project.root, {"roles/web/meta/main.yml": "dependencies: [far]\n"})
+    with pytest.raises(ConfigurationError, match=r"roles/far: links to .*, outside of the project"):
+        digests(project)
 
 
 def git(directory: Path, *arguments: str) -> str:
