@@ -31,6 +31,12 @@ from toolkit.ledger.chain import GENESIS, entry_hash, first_break
 RECORDED: ColumnElement[int] = literal_column("rowid")
 """The order in which rows came, whatever the clock said."""
 
+LAST_ENTRY = (
+    select(tables.entries.c.sequence, tables.entries.c.hash)
+    .order_by(tables.entries.c.sequence.desc())
+    .limit(1)
+)
+
 
 @dataclass(frozen=True, slots=True)
 class MachineRecord:
@@ -347,11 +353,7 @@ def append_entry(
     roll: str | None = None,
 ) -> None:
     """Add an entry to the chain within a transaction that writes more than that."""
-    last = connection.execute(
-        select(tables.entries.c.sequence, tables.entries.c.hash)
-        .order_by(tables.entries.c.sequence.desc())
-        .limit(1)
-    ).first()
+    last = connection.execute(LAST_ENTRY).first()
     entry: dict[str, Any] = {
         "sequence": last.sequence + 1 if last else 1,
         "time": time.time(),
@@ -363,7 +365,7 @@ def append_entry(
         "data": dict(data),
         "previous": last.hash if last else GENESIS,
     }
-    connection.execute(insert(tables.entries).values(**entry, hash=entry_hash(entry)))
+    connection.execute(insert(tables.entries), {**entry, "hash": entry_hash(entry)})
 
 
 def operator() -> str:

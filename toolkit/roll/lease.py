@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from toolkit import shell
 from toolkit.errors import LeaseHeld, OutsideError
@@ -31,6 +31,13 @@ POLL_S = 0.2
 
 RELEASED = 0.0
 """When a lease runs out that its holder has let go of."""
+
+EXPIRY = (
+    update(tables.leases)
+    .where(tables.leases.c.environment == bindparam("of"), tables.leases.c.epoch == bindparam("at"))
+    .values(expires=bindparam("wall"), expires_uptime=bindparam("up"))
+)
+"""Sets when a lease runs out, if its epoch is still the current one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,12 +173,8 @@ def _fence(row: Mapping[str, Any], process: ProcessId) -> None:
 
 
 def _renew(connection: Connection, environment: str, epoch: int, *, for_s: float) -> None:
-    table = tables.leases
-    done = connection.execute(
-        update(table)
-        .where(table.c.environment == environment, table.c.epoch == epoch)
-        .values(expires=time.time() + for_s, expires_uptime=host_uptime() + for_s)
-    )
+    until = {"wall": time.time() + for_s, "up": host_uptime() + for_s}
+    done = connection.execute(EXPIRY, {"of": environment, "at": epoch, **until})
     if done.rowcount != 1:
         raise LeaseHeld(
             f"the lease of {environment} was taken over by another process",
@@ -180,14 +183,10 @@ def _renew(connection: Connection, environment: str, epoch: int, *, for_s: float
 
 
 def _release(ledger: Ledger, environment: str, epoch: int) -> None:
-    table = tables.leases
+    until = {"wall": RELEASED, "up": RELEASED}
     try:
         with ledger.transaction() as connection:
-            connection.execute(
-                update(table)
-                .where(table.c.environment == environment, table.c.epoch == epoch)
-                .values(expires=RELEASED, expires_uptime=RELEASED)
-            )
+            connection.execute(EXPIRY, {"of": environment, "at": epoch, **until})
     except OutsideError:
         # A full disk, say. What brought it up is on its way; the lease of a process that has
         # ended is free anyway.
