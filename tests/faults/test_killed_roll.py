@@ -103,15 +103,15 @@ def prepare(siege: Siege, scenario: Scenario) -> None:
     siege.settle()
     siege.set_hooks()
     role = scenario.role
-    # Machines that are warm make room in any roll; those of the version before are kept.
-    if bool(siege.warm(role)) != scenario.needs_warm:
+    is_ready = bool(siege.warm(role)) == scenario.needs_warm
+    if is_ready and scenario.is_rollback:
+        # What serves may have come by a way back itself, with nothing before it.
+        plan = siege.site.toolkit.run("rollback", siege.site.environment, role, "--dry-run")
+        is_ready = plan.exit_code == 0 and plan.data["image"] == siege.other(role)
+    if not is_ready:
+        # Machines that are warm make room in any roll; those of the version before are kept.
         siege.define(role, **BLUE_GREEN | {"keep_warm_s": WARM_S if scenario.needs_warm else None})
         roll(siege, role, siege.other(role))
-    if scenario.is_rollback and not scenario.needs_warm:
-        opposite = siege.other(role)
-        plan = siege.site.toolkit.run("rollback", siege.site.environment, role, "--dry-run")
-        if plan.exit_code != 0 or plan.data["image"] != opposite:
-            roll(siege, role, opposite)
     siege.define(role, **scenario.settings)
     siege.set_hooks(**scenario.hooks)
 

@@ -116,6 +116,12 @@ def test_retired_machines_make_room_first() -> None:
     assert words(plan.switch)[:3] == removed("w,x")
 
 
+@pytest.mark.parametrize(("begun", "expected"), [(1, []), (2, ["deregister w,x", "destroy w,x"])])
+def test_retired_machines_that_have_left_the_pool_go(begun: int, expected: list[str]) -> None:
+    plan = plan_roll(RollPolicy("blue-green"), old="a", new="b", retired="wx")
+    assert words(plan_undo(plan, plan.steps[:begun])) == expected
+
+
 def test_way_back_to_warm_machines_is_tested_too() -> None:
     plan = plan_return(RollPolicy(), old="ab", warm="wx")
     assert words(plan.steps) == [

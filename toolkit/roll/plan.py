@@ -106,6 +106,13 @@ class RollPlan:
         return (*self.switch, *self.finish)
 
     @property
+    def retired(self) -> tuple[str, ...]:
+        """Machines kept warm by an earlier roll, which make room for this one."""
+        known = {*self.old, *self.new}
+        named = dict.fromkeys(name for step in self.switch for name in step.machines)
+        return tuple(name for name in named if name not in known)
+
+    @property
     def is_warm(self) -> bool:
         """Whether it goes back to machines that run already."""
         return self.strategy == WARM
@@ -177,7 +184,8 @@ def plan_undo(
     Old machines serve again before a new one drains, so that capacity never falls; those that
     are gone start again from their image and pass their smoke tests. A machine that was never
     registered gets no balancer step here either. A stateful role's new machine must let go of
-    the volume first.
+    the volume first. A warm machine that has left the pool to make room is no quick way back any
+    more, and goes.
 
     Args:
         plan: The roll.
@@ -191,6 +199,8 @@ def plan_undo(
     returning = tuple(name for name in plan.old if name in {*drained, *missing})
     arrival = _bring_back(touched, returning, untested)
     departure = _discard(touched, plan)
+    if leaving := touched.by(Effect.DEREGISTER, plan.retired):
+        departure = (*departure, Step(Effect.DEREGISTER, leaving), Step(Effect.DESTROY, leaving))
     if plan.strategy == "stateful":
         return (*departure, *arrival)
     return (*arrival, *departure)
