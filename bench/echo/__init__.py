@@ -16,6 +16,7 @@ import yaml
 
 from bench.lab import ENVIRONMENT, Lab
 from examples.versions import REPOSITORY, ScratchProject, commit_all, initialise
+from toolkit.state import write_atomically
 
 HERE = Path(__file__).parent
 SHARED_PARTS = ("roles/base", "playbooks/bake.yml", "leak-exceptions.yml", ".gitignore")
@@ -79,8 +80,8 @@ def define(project: ScratchProject, **roles: Mapping[str, Any]) -> None:
     for role, changes in roles.items():
         settings = {**document["roles"][role], **changes}
         document["roles"][role] = {k: v for k, v in settings.items() if v is not None}
-    # Quoted, as `ScratchProject.public` expects it.
-    file.write_text(json.dumps(document, indent=1))
+    # Quoted, as `ScratchProject.public` expects it; and whole for whoever reads it just now.
+    write_atomically(file, json.dumps(document, indent=1).encode())
 
 
 def set_note(project: ScratchProject, role: str, note: str) -> None:

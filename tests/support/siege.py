@@ -20,6 +20,7 @@ from tests.support.traces import leftovers
 from toolkit.errors import ToolkitError
 from toolkit.faults import VARIABLE
 from toolkit.roll.observe import drift
+from toolkit.state import write_atomically
 
 SAMPLE_S = 0.03
 RATE = 40.0
@@ -82,7 +83,8 @@ class Siege:
         if hooks == document["roles"]["echo"].get("hooks", {}):
             return
         document["roles"]["echo"]["hooks"] = hooks
-        file.write_text(json.dumps(document, indent=1))
+        # Whole at every moment: `watched` may be reading it.
+        write_atomically(file, json.dumps(document, indent=1).encode())
 
     def current(self, role: str = "echo") -> str:
         """Return the image of the machines that are meant to serve."""

@@ -57,7 +57,9 @@ def processes(state: Path, state_id: str) -> tuple[list[str], list[str]]:
     """Return the balancer's processes, and those that are neither its nor a machine's.
 
     The others are known by their arguments, or by where they are: what was started inside a
-    machine from outside is in its namespaces, but not in its control group.
+    machine from outside is in its namespaces, but not in its control group. What tests that run
+    beside this one have started is theirs, whatever its arguments name: one of them searches files
+    all over the host.
     """
     balancers, others = [], []
     needles = (os.fsencode(state), f"/run/toolkit/{state_id}".encode())
@@ -77,9 +79,34 @@ def processes(state: Path, state_id: str) -> tuple[list[str], list[str]]:
             continue
         if not is_inside and not any(needle in words for needle in needles):
             continue
+        if is_of_another_worker(int(entry.name)) or not entry.exists():
+            continue
         line = f"{entry.name} {words.replace(bytes(1), b' ').decode(errors='replace')}"
         (balancers if words.startswith(b"haproxy\0") else others).append(line)
     return balancers, others
+
+
+def is_of_another_worker(pid: int) -> bool:
+    """Tell whether tests that run in parallel with this one started a process.
+
+    One that has outlived who started it is nobody's, so that it counts as left behind.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return False
+    controller = os.getppid()
+    parent = parent_of(pid)
+    while parent not in (None, controller):
+        pid, parent = parent, parent_of(parent)
+    return parent == controller and pid != os.getpid()
+
+
+def parent_of(pid: int) -> int | None:
+    """Return the process id of a process's parent; None for one that is gone or has none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return int(fields[1]) or None
 
 
 def mount_points(state: Path, state_id: str) -> list[str]:
