@@ -15,9 +15,9 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ import click
 from bench.lab import ENVIRONMENT, Lab
 from bench.load.process import LoadProcess
 from bench.load.report import Report
+from bench.load.settings import CLASSES, parse_mix
 from toolkit import shell
 from toolkit.errors import ConfigurationError, ToolkitError
 from toolkit.progress import Lines, step
@@ -59,6 +60,14 @@ class Change:
     command_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Meanwhile:
+    """Requests that were sent while changes were made, and the seconds that those took."""
+
+    requests: int
+    seconds: float
+
+
 @click.command(context_settings={"show_default": True})
 @click.option("--requests", default=20_000, type=click.IntRange(1000), help="How many to send.")
 @click.option("--rate", default=320.0, type=click.FloatRange(1.0), help="Requests a second.")
@@ -79,6 +88,11 @@ class Change:
     type=click.IntRange(1, 100),
     help="How many rolls or rotations, one after the other.  [default: each of them once]",
 )
+@click.option(
+    "--mix",
+    default=",".join(f"{name}=1" for name in CLASSES),
+    help="Weight of each class of requests; those on new connections cost the most.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def main(
     requests: int,
@@ -87,6 +101,7 @@ def main(
     spinners: int,
     rotate: bool,
     changes: int | None,
+    mix: str,
     as_json: bool,
 ) -> None:
     """Roll web and app between two versions, or rotate secrets, under load.
@@ -98,9 +113,10 @@ def main(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     count = changes or (len(ROTATIONS) if rotate else len(ROLLS) // 2)
     try:
-        changed, report = measure(
+        changed, meanwhile, report = measure(
             requests=requests,
             rate=rate,
+            mix=parse_mix(mix),
             store=store,
             spinners=spinners,
             rotate=rotate,
@@ -111,12 +127,13 @@ def main(
     if as_json:
         data = {
             "changes": [asdict(one) for one in changed],
+            "meanwhile": asdict(meanwhile),
             "load": json.loads(report.to_json()),
             "processors": os.cpu_count(),
         }
         print(json.dumps(data))
     else:
-        print(as_text(changed, report))
+        print(as_text(changed, meanwhile, report))
     is_good = (
         report.is_clean
         and report.requests >= requests
@@ -126,13 +143,21 @@ def main(
 
 
 def measure(
-    *, requests: int, rate: float, store: Path | None, spinners: int, rotate: bool, count: int
-) -> tuple[list[Change], Report]:
+    *,
+    requests: int,
+    rate: float,
+    mix: Mapping[str, float],
+    store: Path | None,
+    spinners: int,
+    rotate: bool,
+    count: int,
+) -> tuple[list[Change], Meanwhile, Report]:
     """Bake, start, roll or rotate under load, and remove everything.
 
     Args:
         requests: How many at least.
         rate: Requests a second.
+        mix: Weight of each class of requests.
         store: Image store with layers to use; None to bake everything.
         spinners: Processes that take processor time meanwhile.
         rotate: Whether to rotate secrets, and not to roll.
@@ -154,23 +179,27 @@ def measure(
         with step(progress, "start version 1"):
             lab.start("v1")
         bound_s = SLOWEST_S * count + SLACK * requests / rate
-        settings = lab.load(rate=rate, requests=None, max_seconds=bound_s)
+        settings = replace(lab.load(rate=rate, requests=None, max_seconds=bound_s), mix=mix)
         progress.note(f"{requests} requests, {rate:g} a second, to {lab.url}")
         changes: list[Change] = []
         with (
             spinning(spinners, Path(scratch), max_seconds=bound_s),
             LoadProcess(settings, Path(scratch)) as load,
         ):
-            load.wait_for(requests_done=int(rate))
+            before = load.wait_for(requests_done=int(rate))
             turns = _rotations(lab) if rotate else _rolls(lab)
             for what, change in itertools.islice(turns, count):
                 with step(progress, what):
                     changes.append(change())
                 if changes[-1].outcome not in SUCCESSES:
                     break
+            after = load.snapshot()
             load.wait_for(requests_done=requests, deadline_s=bound_s)
             report = load.stop()
-        return changes, report
+        meanwhile = Meanwhile(
+            after.requests - before.requests, round(after.seconds - before.seconds, 3)
+        )
+        return changes, meanwhile, report
 
 
 def _rolls(lab: Lab) -> Iterator[tuple[str, Callable[[], Change]]]:
@@ -231,7 +260,7 @@ def _rotate(lab: Lab, name: str) -> Change:
     )
 
 
-def as_text(changes: list[Change], report: Report) -> str:
+def as_text(changes: list[Change], meanwhile: Meanwhile, report: Report) -> str:
     """Return the report for people."""
     steps = list(dict.fromkeys(name for one in changes for name in one.seconds if name != "total"))
     widths = {name: max(len(name), 6) for name in steps}
@@ -245,6 +274,8 @@ def as_text(changes: list[Change], report: Report) -> str:
     lines += [
         f"{len(changes)} changes; the slowest command took {slowest:.1f} s from start to end, "
         f"on {os.cpu_count()} processors",
+        f"{meanwhile.requests} requests were sent in the {meanwhile.seconds:.1f} s of the changes: "
+        f"{meanwhile.requests / meanwhile.seconds:.1f}/s",
         "",
         "load",
         report.to_text(),
