@@ -126,6 +126,19 @@ def test_slow_answers_of_a_canary_and_what_comes_after_it(site, tmp_path):
     assert serving(site) == sorted(answer.data["machines"])
 
 
+def test_slow_answers_in_the_soak(site, tmp_path):
+    """The old machines serve no more: they are remembered."""
+    thresholds = SOAK | {"min_requests": 50, "max_response_ratio": 3.0}
+    settle(site, "v1", strategy="blue-green", canary=None, soak=thresholds)
+    before = site.snapshots()["echo"], serving(site), site.machines()
+    with under_load(site, tmp_path):
+        answer = site.roll("echo", SLOW)
+    assert is_plain(answer, 5)
+    assert "times as long as the old ones'" in answer.data["error"]
+    assert drained(site, answer) >= set(before[1])
+    assert (site.snapshots()["echo"], serving(site), site.machines()) == before
+
+
 def test_a_good_version_stays(site, tmp_path):
     settle(site, "v1", strategy=None, canary=None, soak=SOAK | {"seconds": 2})
     with under_load(site, tmp_path) as load:

@@ -83,12 +83,14 @@ class World:
         tested: Addresses whose machine has passed its smoke tests since it was started.
         breaches: What must never happen, and did.
         error_share: Address to the share of its requests that fail.
+        response_ms: Address to the time it takes to answer; 10 if not here.
     """
 
     answering: set[str] = field(default_factory=set)
     tested: set[str] = field(default_factory=set)
     breaches: list[str] = field(default_factory=list)
     error_share: dict[str, float] = field(default_factory=dict)
+    response_ms: dict[str, float] = field(default_factory=dict)
     at: Moment = nothing
 
     @contextmanager
@@ -164,7 +166,12 @@ class FakePool:
 
     def counters(self) -> Mapping[str, Counters]:
         self._need_reachable()
-        return {p.address: Counters(p.requests, p.errors, 10.0) for p in self._used()}
+        return {
+            p.address: Counters(
+                p.requests, p.errors, self.world.response_ms.get(p.address, 10.0) * bool(p.requests)
+            )
+            for p in self._used()
+        }
 
     def count_anew(self) -> None:
         self._need_reachable()

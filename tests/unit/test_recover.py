@@ -182,6 +182,107 @@ def test_version_that_fails_under_load_is_taken_out(
     assert (watched["errors"] > 0) == (share > 0)
 
 
+@pytest.mark.parametrize("strategy", ["blue-green", "canary"])
+def test_version_that_answers_slowly_is_taken_out(make, strategy: str) -> None:
+    """In a soak too, where the old machines serve no more."""
+    fake = make(strategy=strategy, soak=Soak(10.0, 1.0, 50, 2.0), canary=Canary(1, 50, 10.0))
+    roll(fake, 1)
+    for _ in range(100):
+        fake.pool.send()
+    known = set(fake.world.answering)
+
+    def spoil(name: str) -> None:
+        for address in fake.world.answering - known:
+            fake.world.response_ms[address] = 50.0
+
+    fake.world.at = spoil
+    result = roll(fake, 2)
+    assert result.outcome == "rolled-back"
+    assert "5.0 times as long as the old ones'" in result.error.message
+    assert serving(fake) == [image(fake, 1)] * 2
+
+
+def test_canary_that_has_passed_is_not_made_small_again(make) -> None:
+    """Killed in the soak, when the old machines are drained already, and taken up."""
+    fake = make(strategy="canary", canary=Canary(1, 10, 10.0), soak=Soak(10.0, 1.0, 50, 0.0))
+    roll(fake, 1)
+    cut_short(fake, 2, at="drain after", times=2)
+    weights = []
+
+    def watch(_name: str) -> None:
+        weights.append(min(place.weight for place in fake.pool.places if place))
+
+    fake.world.at = watch
+    [result] = command.resume(fake.site)
+    assert result.outcome == "rolled"
+    assert min(weights) == 100
+
+
+@pytest.mark.parametrize("act", [command.abort, command.resume])
+def test_place_that_was_freed_by_hand_does_not_keep_a_roll_from_its_end(
+    make, act: Callable[..., list[command.RollResult]]
+) -> None:
+    fake = make(strategy="blue-green", keep_warm_s=600.0, soak=Soak(10.0, 1.0, 50, 0.0))
+    roll(fake, 1)
+    old = [one.address for one in fake.site.ledger.machines("test")]
+    cut_short(fake, 2, at="drain after", times=2)
+    fake.pool.deregister(old[:1])
+    [result] = act(fake.site)
+    wanted = {command.abort: 1, command.resume: 2}[act]
+    assert result.outcome == {1: "rolled-back", 2: "rolled"}[wanted]
+    assert serving(fake) == [image(fake, wanted)] * 2
+    assert fake.world.breaches == []
+
+
+def test_way_back_that_fails_is_no_harmless_failure(make) -> None:
+    """Exit code 4 says that nothing was registered, and that the old version serves."""
+    fake = make(strategy="stateful", machines=1)
+    roll(fake, 1)
+    fake.smoke.bad_images = {image(fake, 1), image(fake, 2)}
+    with pytest.raises(ToolkitError, match="app could not go back: 1 of 1 smoke tests") as caught:
+        roll(fake, 2)
+    assert caught.value.exit_code == 1
+    assert "as it was" not in (caught.value.hint or "")
+    assert "toolkit abort test" in (caught.value.hint or "")
+    fake.smoke.bad_images = {image(fake, 2)}
+    [result] = command.abort(fake.site)
+    assert result.error is None
+    assert serving(fake) == [image(fake, 1)]
+
+
+def test_new_version_that_does_not_come_back_is_no_harmless_failure(fake: FakeSite) -> None:
+    roll(fake, 1)
+    cut_short(fake, 2, at="deregister after")
+    for name, machine in list(fake.provider.found.items()):
+        if machine.image == image(fake, 2):
+            fake.provider.end(name)
+    fake.smoke.bad_images = {image(fake, 2)}
+    with pytest.raises(ToolkitError, match="app does not serve again") as caught:
+        command.resume(fake.site)
+    assert caught.value.exit_code == 1
+
+
+def test_status_shows_image_and_release_of_one_version(fake: FakeSite) -> None:
+    roll(fake, 1)
+    cut_short(fake, 2, at="admit after", times=2)
+    seen = observe(fake.site, "app")
+    assert (seen["image"], seen["release"]) == (image(fake, 2), "r2")
+
+
+def test_downtime_is_told_by_who_only_ends_the_roll(make) -> None:
+    fake = make(strategy="stateful", machines=1)
+    roll(fake, 1)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(faults, "reach", stop_at("roll.admit.committed"))
+        roll(fake, 2)
+    fake.site.ledger.append(
+        effects.SWITCHED, {"machines": []}, environment="test", role="app",
+        roll=fake.site.ledger.rolls("test")[0].id,
+    )  # fmt: skip
+    [result] = command.resume(fake.site)
+    assert result.report.downtime_s is not None
+
+
 def test_machine_that_dies_while_watched_is_taken_out(make) -> None:
     fake = make(soak=Soak(10.0, 1.0, 50, 0.0))
     roll(fake, 1)

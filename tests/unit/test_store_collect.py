@@ -209,6 +209,23 @@ def test_unfinished_roll_may_need_both_its_images(fake: FakeSite) -> None:
     assert "r9" in found.releases
 
 
+def test_where_a_rollback_goes_after_an_abort_is_in_use(tmp_path: Path) -> None:
+    """A roll that was cut short has members of its own, which an abort takes away again."""
+    ledger = open_ledger(tmp_path / "ledger.db")
+    fake = make_site(ledger, make_deployment())
+    for version in (1, 2):
+        roll(fake, version)
+    newest = ledger.rolls("test")[0]
+    begun = replace(newest, id="roll-x", image="sha256:new", release="r9", previous=newest.image,
+                    outcome="running", ended=None)  # fmt: skip
+    ledger.start_roll(begun)
+    known = ledger.machines("test")[-1]
+    member = replace(known, name="z", image="sha256:new", release="r9", since=known.since + 1)
+    ledger.add_machines([member])
+    assert expire.find_in_use(ledger).releases == {"r1", "r2", "r9"}
+    ledger.close()
+
+
 def test_what_runs_in_an_environment_that_the_project_has_no_more_is_in_use(
     fake: FakeSite,
 ) -> None:

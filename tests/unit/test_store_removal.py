@@ -4,6 +4,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,26 @@ def test_nothing_is_removed_while_an_environment_is_being_changed(workplace: Wor
         assert garbage.collect(
             workplace, keep_releases=1, keep_snapshots=1, is_dry_run=False
         ).garbage == Garbage((), (), ()), "there is nothing to wait for"
+
+
+def test_nothing_is_removed_once_a_lease_was_lost(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The collection was stopped for longer than the lease lasts, and somebody else has it."""
+    held = lease.held
+
+    @contextmanager
+    def lose(ledger: Ledger, name: str, **options: Any) -> Iterator[lease.Lease]:
+        with held(ledger, name, **options) as it:
+            yield replace(it, ledger=ledger.guarded(refuse))
+
+    def refuse(_connection: object) -> None:
+        raise LeaseHeld("taken over")
+
+    monkeypatch.setattr(lease, "held", lose)
+    with pytest.raises(LeaseHeld, match="taken over"):
+        collect(workplace)
+    assert len(wiring.open_store(workplace.state).images()) == 2
 
 
 def test_what_a_roll_took_up_meanwhile_is_kept(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import click
 
-from toolkit.cli.context import Context, json_option
+from toolkit.cli.context import Context, json_option, wait_option
 
 
 @click.command()
 @click.argument("environment")
 @click.option("--repair", is_flag=True, help="Put places right that were changed by hand.")
+@wait_option
 @json_option
 @click.pass_obj
-def up(context: Context, environment: str, repair: bool) -> None:
+def up(context: Context, environment: str, repair: bool, wait: float) -> None:
     """Start the network and the balancer of ENVIRONMENT.
 
     Machines that are meant to run, but do not (the host has restarted, say), start again from
@@ -28,7 +29,7 @@ def up(context: Context, environment: str, repair: bool) -> None:
 
     context.need_root()
     with wiring.open_site(context, environment) as site:
-        machines = bring_up(site, is_repair=repair)
+        machines = bring_up(site, is_repair=repair, wait_s=wait)
         need_settled(site)
         public = {
             role: f"https://{deployment.public}/"
@@ -52,9 +53,10 @@ def up(context: Context, environment: str, repair: bool) -> None:
     is_flag=True,
     help="Remove the data volumes and their copies too. There is no way back.",
 )
+@wait_option
 @json_option
 @click.pass_obj
-def down(context: Context, environment: str, volumes: bool) -> None:
+def down(context: Context, environment: str, volumes: bool, wait: float) -> None:
     """Remove the machines, the balancer and the network of ENVIRONMENT; volumes stay.
 
     \b
@@ -68,7 +70,7 @@ def down(context: Context, environment: str, volumes: bool) -> None:
     kept = context.state.volumes(environment)
     with wiring.open_site(context, environment) as site:
         doomed = (kept, context.state.snapshots(environment)) if volumes else ()
-        machines = take_down(site, data=doomed)
+        machines = take_down(site, data=doomed, wait_s=wait)
     lines = [f"{environment} is down, {len(machines)} machines removed"]
     if kept.is_dir():
         lines.append(f"  its volumes are kept in {kept}")

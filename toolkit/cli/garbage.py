@@ -9,6 +9,7 @@ from toolkit.ledger.ledger import Ledger
 from toolkit.project.load import environment_names
 from toolkit.roll import expire, lease
 from toolkit.roll.journal import Journal
+from toolkit.roll.observe import unfinished
 from toolkit.store.collect import Garbage, find_garbage
 from toolkit.wiring import bake_lock, open_ledger, open_site, open_store
 from toolkit.workplace import Workplace
@@ -32,9 +33,21 @@ class Collected:
 
 
 def collect(
-    workplace: Workplace, *, keep_releases: int, keep_snapshots: int, is_dry_run: bool
+    workplace: Workplace,
+    *,
+    keep_releases: int,
+    keep_snapshots: int,
+    is_dry_run: bool,
+    wait_s: float = 0.0,
 ) -> Collected:
     """Remove what nothing refers to.
+
+    Args:
+        workplace: The project and the state directory.
+        keep_releases: How many stay, the newest.
+        keep_snapshots: How many copies of each volume stay, the newest.
+        is_dry_run: Only look.
+        wait_s: How long to queue for the lease of each environment.
 
     Raises:
         LeaseHeld: A bake runs, or an environment is being changed.
@@ -45,8 +58,12 @@ def collect(
     with bake_lock(workplace.state, doing="a garbage collection"):
         for name in environment_names(workplace.project):
             with open_site(workplace, name) as site:
-                machines += expire.retire(site, is_dry_run=is_dry_run)
-                trimmed = expire.trim_snapshots(site, keep=keep_snapshots, is_dry_run=is_dry_run)
+                for sentence in unfinished(site):
+                    workplace.progress.note(f"{name} is left as it is: {sentence}")
+                machines += expire.retire(site, is_dry_run=is_dry_run, wait_s=wait_s)
+                trimmed = expire.trim_snapshots(
+                    site, keep=keep_snapshots, is_dry_run=is_dry_run, wait_s=wait_s
+                )
                 snapshots += [f"{name}/{one}" for one in trimmed]
                 live |= {one.image for one in site.provider.machines() if one.image}
         store = open_store(workplace.state)
@@ -63,18 +80,22 @@ def collect(
             )
 
         with open_ledger(workplace.state) as ledger, ExitStack() as leases:
-            garbage = look(ledger)
+            garbage, held = look(ledger), []
             if garbage.is_some and not is_dry_run:
                 # A roll that began meanwhile may need what was garbage before.
                 names = {*environment_names(workplace.project), *ledger.environments()}
                 for name in sorted(names):
-                    leases.enter_context(lease.held(ledger, name, doing="gc"))
+                    waiting = lease.held(ledger, name, doing="gc", wait_s=wait_s)
+                    held.append(leases.enter_context(waiting))
                 garbage = look(ledger)
             size = sum(store.layer_path(layer).stat().st_size for layer in garbage.layers)
             if not is_dry_run:
                 journal = Journal(ledger, {}, scope="gc")
                 # Without garbage it only sweeps what a kill has left of an earlier removal.
                 is_written = garbage.is_some
+                # Who was stopped for long may have lost one; that environment may need this now.
+                for one in held:
+                    one.renew()
                 with journal.effect("store", asdict(garbage)) if is_written else nullcontext():
                     store.remove(garbage)
     return Collected(tuple(machines), tuple(snapshots), garbage, size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from toolkit.cli.context import Context, json_option, short, size
+from toolkit.cli.context import Context, json_option, short, size, wait_option
 
 
 @click.command()
@@ -19,9 +19,10 @@ from toolkit.cli.context import Context, json_option, short, size
     show_default=True,
     help="Newest copies of each volume to keep.",
 )
+@wait_option
 @json_option
 @click.pass_obj
-def gc(context: Context, dry_run: bool, keep: int, keep_snapshots: int) -> None:
+def gc(context: Context, dry_run: bool, keep: int, keep_snapshots: int, wait: float) -> None:
     """Remove what nothing refers to: old images and layers, machines past their warm window.
 
     Also the older copies of volumes. What runs, is warm, is needed by an unfinished roll or is
@@ -35,7 +36,11 @@ def gc(context: Context, dry_run: bool, keep: int, keep_snapshots: int) -> None:
 
     context.need_root()
     found = garbage.collect(
-        context, keep_releases=keep, keep_snapshots=keep_snapshots, is_dry_run=dry_run
+        context,
+        keep_releases=keep,
+        keep_snapshots=keep_snapshots,
+        is_dry_run=dry_run,
+        wait_s=wait,
     )
     verb = "would be removed" if dry_run else "removed"
     lines = [

@@ -131,6 +131,7 @@ def plan(
     """
     from toolkit import wiring
     from toolkit.roll.command import estimate, need_up, plan_only
+    from toolkit.roll.observe import unfinished
     from toolkit.roll.prepare import choose
 
     _check(role, image, release)
@@ -138,6 +139,8 @@ def plan(
     with wiring.open_site(context, environment, is_looking=True) as site:
         chosen = choose(site, [role] if role else [], image, release)
         need_up(site)
+        for sentence in unfinished(site):
+            context.progress.note(sentence)
         orders = {name: plan_only(site, name, wanted) for name, wanted in chosen.items()}
         views = [
             PlanView(name, chosen[name].image.digest, order, estimate(site, name, order))

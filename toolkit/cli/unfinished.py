@@ -82,13 +82,14 @@ def rollback(
     """
     from toolkit import wiring
     from toolkit.roll import command
+    from toolkit.roll.observe import unfinished
     from toolkit.roll.prepare import need_role, previous_roll
 
     if to and not role:
         raise click.UsageError("--to needs a ROLE: an image is for one role")
     context.need_root()
     is_single = role is not None
-    with wiring.open_site(context, environment) as site:
+    with wiring.open_site(context, environment, is_looking=dry_run) as site:
         if role:
             need_role(site, role)
         command.need_up(site)
@@ -96,6 +97,8 @@ def rollback(
         if not role:
             roles = [one for one in roles if previous_roll(site.ledger, environment, one)]
         if dry_run:
+            for sentence in unfinished(site):
+                context.progress.note(sentence)
             plans = {name: command.plan_back(site, name, to) for name in roles}
             views = [
                 PlanView(name, wanted.image.digest, order, command.estimate(site, name, order))

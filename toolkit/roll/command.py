@@ -19,7 +19,7 @@ from toolkit.errors import (
 from toolkit.ledger.ledger import MachineRecord, RollRecord, operator
 from toolkit.model import SmokeCheck
 from toolkit.roll import past
-from toolkit.roll.effects import Crew, RollOrder, RollReport
+from toolkit.roll.effects import Crew, RollOrder, RollReport, downtime_s
 from toolkit.roll.lease import Lease
 from toolkit.roll.past import Estimate
 from toolkit.roll.plan import plan_from_data, plan_to_data
@@ -321,6 +321,10 @@ def _conclude(
                 caught.hint = f"{caught.hint}; {hint}" if caught.hint else hint
             raise
         error = caught
+    if order.plan.strategy == "stateful" and roll.report.downtime_s is None:
+        # The process that saw it has been killed since.
+        entries = held.ledger.roll_entries(order.id)
+        roll.report.downtime_s = downtime_s(entries, now=time.time())
     result = RollResult(
         order.id,
         roll.report.outcome,

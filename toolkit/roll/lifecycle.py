@@ -20,7 +20,7 @@ from toolkit.roll.site import Site
 STOP_DEADLINE_S = 20.0
 
 
-def bring_up(site: Site, *, is_repair: bool = False) -> list[str]:
+def bring_up(site: Site, *, is_repair: bool = False, wait_s: float = 0.0) -> list[str]:
     """Have the environment's network and balancer run, and every machine that is meant to.
 
     Machines that are gone, after the host has restarted for instance, start again from the same
@@ -29,6 +29,7 @@ def bring_up(site: Site, *, is_repair: bool = False) -> list[str]:
     Args:
         site: Where.
         is_repair: Whether places that were changed by hand are put right too.
+        wait_s: How long to queue for the lease.
 
     Returns:
         Names of the machines that were started or admitted.
@@ -40,7 +41,7 @@ def bring_up(site: Site, *, is_repair: bool = False) -> list[str]:
             serve.
     """
     name = site.environment.name
-    with site.held("up") as held:
+    with site.held("up", wait_s=wait_s) as held:
         journal = Journal(held.ledger, {"environment": name}, scope="up")
         was_up = site.ledger.is_up(name)
         try:
@@ -63,23 +64,25 @@ def bring_up(site: Site, *, is_repair: bool = False) -> list[str]:
         return restore(site, roles, held, is_repair=is_repair)
 
 
-def take_down(site: Site, *, data: Iterable[Path] = ()) -> list[str]:
+def take_down(site: Site, *, data: Iterable[Path] = (), wait_s: float = 0.0) -> list[str]:
     """Remove the environment's machines, balancer and network.
 
     Args:
         site: Where.
         data: Directories of its volumes and their copies, if they are to go too.
+        wait_s: How long to queue for the lease.
 
     Returns:
         Names of the machines that were removed.
     """
     name = site.environment.name
-    with site.held("down") as held:
+    with site.held("down", wait_s=wait_s) as held:
         ledger = held.ledger
         journal = Journal(ledger, {"environment": name}, scope="down")
         recorded = {one.name for one in ledger.machines(name)}
         machines = sorted(recorded.union(one.name for one in site.provider.machines()))
         for roll in ledger.unfinished_rolls(name):
+            site.progress.note(f"{roll.id} of {roll.role} was cut short, and ends here as failed")
             _end(ledger, roll)
         with step(site.progress, f"balancer of {name}"), journal.effect("balancer", {}):
             site.balancer.stop()

@@ -33,7 +33,8 @@ def observe(site: Site, role: str) -> dict[str, Any]:
         for name in sorted({*live, *records})
     ]
     members = [one for one in records.values() if one.is_member]
-    release = next((one.release for one in members if one.release), None)
+    # Of the image below: while a roll goes on there are members of both versions.
+    release = members[-1].release if members else None
     roll = next(
         (one for one in site.ledger.rolls(environment, role) if one.outcome == "rolled"), None
     )
@@ -60,8 +61,7 @@ def drift(site: Site) -> list[str]:
     name = site.environment.name
     live = site.provider.machines()
     has_balancer = site.balancer.is_running()
-    unfinished = site.ledger.unfinished_rolls(name)
-    undecided = {roll.role for roll in unfinished}
+    undecided = {roll.role for roll in site.ledger.unfinished_rolls(name)}
     is_for_up = False
     sentences = [] if has_balancer else ["the balancer does not run: 'toolkit up' starts it"]
     for role, pool in site.pools.items():
@@ -80,12 +80,17 @@ def drift(site: Site) -> list[str]:
             "the balancer serves an older certificate than its vault has: "
             f"'toolkit up {name}' takes the new one up"
         )
-    sentences += [
+    return sentences + unfinished(site)
+
+
+def unfinished(site: Site) -> list[str]:
+    """Return which rolls have no end yet, with what can be done about them, as sentences."""
+    name = site.environment.name
+    return [
         f"{roll.id} of {roll.role} is under way or was cut short: then 'toolkit resume {name}' "
         f"goes on with it, 'toolkit abort {name}' goes back"
-        for roll in unfinished
+        for roll in site.ledger.unfinished_rolls(name)
     ]
-    return sentences
 
 
 def _commit(site: Site, release: str) -> str | None:

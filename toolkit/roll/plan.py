@@ -11,6 +11,9 @@ from typing import Any
 WARM = "warm"
 """The strategy of going back to machines that were kept warm."""
 
+WHOLE = 100
+"""Percent of the share of an old machine that a new one gets in the end."""
+
 UNDONE_WARM_S = 300.0
 """How long machines stay warm after going back to them was undone."""
 
@@ -292,7 +295,7 @@ def _switch_canary(
         *_introduce(canaries, before_hook=policy.before_hook, percent=policy.canary_percent),
         Step(Effect.WATCH, (*canaries, *old), policy.canary_watch_s),
         *(_introduce(rest) if rest else ()),
-        Step(Effect.WEIGH, canaries, 100),
+        Step(Effect.WEIGH, canaries, WHOLE),
         Step(Effect.DRAIN, old),
     )
 

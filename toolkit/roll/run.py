@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from toolkit import errors, interrupt
@@ -110,8 +111,10 @@ class Roll:
         if not self._has_entry(UNDOING):
             name = type(cause).__name__ if cause else None
             self._effects.note(UNDOING, {"reason": reason, "cause": name})
-        for one in plan_undo(self._order.plan, begun, untested=self._untested()):
-            self._do(one)
+        untested = self._untested() | self._displaced(begun)
+        with self._smoke_failure_is(f"{self._order.role} could not go back"):
+            for one in plan_undo(self._order.plan, begun, untested=untested):
+                self._do(one)
         self.report.outcome = "rolled-back" if self._has_touched_pool(begun) else "discarded"
         return self.report
 
@@ -124,8 +127,17 @@ class Roll:
         """Have new machines serve that did when the roll was cut short; old ones go only then."""
         serving = self._effects.serving()
         new = self._order.plan.new
-        for one in plan_restore([n for n in new if self._effects.address(n) not in serving]):
-            self._do(one)
+        with self._smoke_failure_is(f"{self._order.role} does not serve again"):
+            for one in plan_restore([n for n in new if self._effects.address(n) not in serving]):
+                self._do(one)
+
+    @contextmanager
+    def _smoke_failure_is(self, what: str) -> Iterator[None]:
+        """Say that smoke tests failed where the pool is not as it was: no harmless failure."""
+        try:
+            yield
+        except SmokeTestsFailed as error:
+            raise ToolkitError(f"{what}: {error.message}", hint=error.hint) from error
 
     def _untested(self) -> set[str]:
         """Return the old machines that do not run, or have not passed since they were started."""
@@ -136,6 +148,14 @@ class Roll:
             for name in self._order.plan.old
             if name not in running or name not in records or records[name].standing == "new"
         }
+
+    def _displaced(self, begun: Sequence[Step]) -> set[str]:
+        """Return drained machines whose places somebody else has taken from them meanwhile."""
+        left = {name for one in begun if one.effect is Effect.DEREGISTER for name in one.machines}
+        drained = {name for one in begun if one.effect is Effect.DRAIN for name in one.machines}
+        suspects = drained.intersection(self._order.plan.old) - left
+        placed = self._effects.placed() if suspects else set()
+        return {name for name in suspects if self._effects.address(name) not in placed}
 
     def _begun(self) -> tuple[Step, ...]:
         """Return the forward steps that were at least begun, as the ledger knows them."""
@@ -157,7 +177,8 @@ class Roll:
         if self.report.outcome == "rolled-back":
             return RolledBack(f"rolled back: {cause.message}", hint=cause.hint)
         if isinstance(cause, SmokeTestsFailed):
-            return cause
+            hint = f"the pool is as it was; {cause.hint}" if cause.hint else "the pool is as it was"
+            return SmokeTestsFailed(cause.message, hint=hint)
         if isinstance(cause, DidNotStart):
             # It has failed before its first test.
             return SmokeTestsFailed(

@@ -53,6 +53,7 @@ def judge(
     new: Collection[str],
     old: Collection[str],
     thresholds: Thresholds,
+    reference_ms: float = 0.0,
 ) -> str | None:
     """Return why the new machines are bad, or None while they are not.
 
@@ -62,6 +63,8 @@ def judge(
         new: Addresses of the new machines.
         old: Addresses of the machines they are compared with, if any serve.
         thresholds: What is tolerated.
+        reference_ms: Response time of the old ones while they served, where they do no more; 0 for
+            unknown.
     """
     requests, errors = difference(start, now, new)
     if requests >= thresholds.min_requests:
@@ -73,13 +76,17 @@ def judge(
             )
     ratio = thresholds.max_response_ratio
     compared, _ = difference(start, now, old)
-    if ratio and min(requests, compared) >= thresholds.min_requests:
-        mine, theirs = _response_ms(now, new), _response_ms(now, old)
+    if compared >= thresholds.min_requests:
+        reference_ms = response_ms(now, old)
+    if ratio and requests >= thresholds.min_requests:
+        mine, theirs = response_ms(now, new), reference_ms
         if theirs and mine > ratio * theirs:
             return f"answers take {mine:.0f} ms, {mine / theirs:.1f} times as long as the old ones'"
     return None
 
 
-def _response_ms(now: Mapping[str, Counters], addresses: Collection[str]) -> float:
-    known = [now[address].response_ms for address in addresses if address in now]
+def response_ms(now: Mapping[str, Counters], addresses: Collection[str]) -> float:
+    """Return the average response time of addresses, in milliseconds; 0 when none is known."""
+    times = [now[address].response_ms for address in addresses if address in now]
+    known = [one for one in times if one]
     return sum(known) / len(known) if known else 0.0
