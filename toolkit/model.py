@@ -167,6 +167,7 @@ class Target:
         state: What the balancer was told.
         is_healthy: Whether the balancer's own check passes now.
         sessions: Requests or connections that it carries or queues for the target.
+        percent: Its share of new requests, of that which others get.
     """
 
     slot: str
@@ -174,6 +175,7 @@ class Target:
     state: TargetState
     is_healthy: bool
     sessions: int
+    percent: float = 100.0
 
     @property
     def is_serving(self) -> bool:

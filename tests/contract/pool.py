@@ -151,6 +151,7 @@ class PoolContract:
         pool.await_healthy([light, full], deadline_s=PATIENCE_S)
         pool.weigh([light], 10)
         pool.admit([light, full])
+        assert {one.address: one.percent for one in pool.targets()} == {light: 10, full: 100}
         answers = [site.ask() for _ in range(44)]
         assert 1 <= answers.count(light) <= 10
         pool.weigh([light], 100)

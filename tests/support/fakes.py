@@ -125,6 +125,7 @@ class FakePool:
                 state=TargetState.READY if place.is_ready else TargetState.DRAINING,
                 is_healthy=place.is_healthy,
                 sessions=place.sessions,
+                percent=place.weight,
             )
             for number, place in enumerate(self.places)
             if place is not None

@@ -788,12 +788,24 @@ def target(name: str, state: TargetState = TargetState.READY) -> Target:
         ([record("a", "warm")], [machine("a")], [target("a", TargetState.DRAINING)], []),
         ([record("a", "warm")], [machine("a")], [], []),
         ([], [], [target("b")], ["no machine of ours"]),
+        ([record("a")], [machine("a")], [replace(target("a"), percent=0.0)], ["gives it 0 % of"]),
     ],
 )
 def test_drift(records: list, machines: list, targets: list, expected: list[str]) -> None:
     found = find_drift(records, machines, targets)
     assert len(found) == len(expected)
     assert all(words in sentence for words, sentence in zip(expected, found, strict=True))
+
+
+def test_share_that_was_changed_by_hand_is_told_and_put_right_when_asked(fake: FakeSite) -> None:
+    roll(fake, 1)
+    [first, _] = fake.pool.targets()
+    fake.pool.weigh([first.address], 0)
+    assert any("gives it 0 %" in one for one in drift(fake.site))
+    bring_up(fake.site)
+    assert any("gives it 0 %" in one for one in drift(fake.site))
+    bring_up(fake.site, is_repair=True)
+    assert drift(fake.site) == []
 
 
 def test_role_without_tests_of_its_own_is_refused_before_anything_starts(fake: FakeSite) -> None:

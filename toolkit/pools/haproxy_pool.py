@@ -44,6 +44,7 @@ class _Slot:
         address: IP address, `FREE_ADDRESS` if nobody has the slot.
         port: Where the slot points.
         weight: Share of the traffic.
+        whole_weight: The same as it is configured.
         admin: What HAProxy was told.
         is_up: HAProxy's own verdict after enough checks.
         has_full_health: Whether no check has failed since it was seen as healthy. One that
@@ -56,7 +57,8 @@ class _Slot:
     name: str
     address: str
     port: int
-    weight: str
+    weight: int
+    whole_weight: int
     admin: _Admin
     is_up: bool
     has_full_health: bool
@@ -107,6 +109,7 @@ class HaproxyPool:
                 state=TargetState.READY if slot.admin is _Admin.READY else TargetState.DRAINING,
                 is_healthy=slot.is_up,
                 sessions=slot.sessions,
+                percent=100.0 * slot.weight / slot.whole_weight,
             )
             for slot in self._slots()
             if slot.is_taken
@@ -338,7 +341,8 @@ def _slot(row: dict[str, str], counts: dict[str, str]) -> _Slot:
         name=row["srv_name"],
         address=row["srv_addr"],
         port=int(row["srv_port"]),
-        weight=row["srv_uweight"],
+        weight=int(row["srv_uweight"]),
+        whole_weight=int(row["srv_iweight"]),
         admin=admin,
         is_up=row["srv_op_state"] != haproxy_socket.OPERATION_STOPPED,
         has_full_health=int(row["srv_check_health"])

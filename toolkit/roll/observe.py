@@ -69,6 +69,7 @@ def drift(site: Site) -> list[str]:
             site.ledger.machines(name, role),
             [one for one in live if one.role == role],
             pool.targets() if has_balancer else (),
+            is_rolling=role in undecided,
         )
         sentences += found
         # `up` leaves a role with an unfinished roll to resume or abort.

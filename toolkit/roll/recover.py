@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from toolkit.ledger.ledger import Ledger, MachineRecord
 from toolkit.model import Machine, MachineState, Target, TargetState
 from toolkit.roll.journal import Journal
+from toolkit.roll.plan import WHOLE
 from toolkit.roll.site import Site
 
 
@@ -40,7 +41,11 @@ def find_orphans(site: Site) -> list[Machine]:
 
 
 def find_drift(
-    records: Sequence[MachineRecord], machines: Sequence[Machine], targets: Sequence[Target]
+    records: Sequence[MachineRecord],
+    machines: Sequence[Machine],
+    targets: Sequence[Target],
+    *,
+    is_rolling: bool = False,
 ) -> list[str]:
     """Return how a pool differs from the ledger, a sentence for each difference. Pure.
 
@@ -48,6 +53,7 @@ def find_drift(
         records: What is meant to exist, of one role.
         machines: What the provider observes, of that role.
         targets: What the balancer reports of its pool.
+        is_rolling: Whether a roll has no end yet, and so may have made a share small.
     """
     running = {one.name for one in machines if one.state is not MachineState.STOPPED}
     placed = {target.address: target for target in targets}
@@ -60,6 +66,11 @@ def find_drift(
             sentences.append(f"{record.name} is meant to serve, and has no place in the pool")
         elif record.is_member and target and target.state is not TargetState.READY:
             sentences.append(f"{record.name} is meant to serve, and the balancer has it drained")
+        elif record.is_member and target and target.percent != WHOLE and not is_rolling:
+            sentences.append(
+                f"{record.name} is meant to serve as much as others, and the balancer gives it "
+                f"{target.percent:g} % of that"
+            )
         elif record.standing == "warm" and target and target.state is TargetState.READY:
             sentences.append(f"{record.name} is meant to be warm, and the balancer has it ready")
     known = {record.address for record in records}

@@ -12,7 +12,7 @@ from toolkit.roll.expire import remove_machines
 from toolkit.roll.journal import Journal
 from toolkit.roll.lease import Lease
 from toolkit.roll.orders import Inputs
-from toolkit.roll.plan import RollPlan, plan_restore
+from toolkit.roll.plan import WHOLE, RollPlan, plan_restore
 from toolkit.roll.prepare import gather_inputs, make_order
 from toolkit.roll.run import Roll
 from toolkit.roll.site import Site
@@ -64,12 +64,16 @@ def _find_absent(site: Site, role: str, held: Lease, *, is_repair: bool) -> list
     # One that is recorded as new was on its way back when an earlier `up` was cut short.
     members = [one for one in records if one.standing != "warm"]
     pool = site.pools[role]
-    states = {target.address: target.state for target in pool.targets()}
+    targets = pool.targets()
+    states = {target.address: target.state for target in targets}
     if is_repair:
-        strangers = sorted(set(states) - {one.address for one in records})
+        known = {one.address for one in records}
+        strangers = sorted(set(states) - known)
+        uneven = [one.address for one in targets if one.percent != WHOLE and one.address in known]
         journal = Journal(held.ledger, {"environment": name, "role": role}, scope="repair")
-        with journal.effect("places", {"addresses": strangers}):
+        with journal.effect("places", {"addresses": strangers, "weights": uneven}):
             pool.deregister(strangers)
+            pool.weigh(uneven, WHOLE)
     return [
         one
         for one in members
