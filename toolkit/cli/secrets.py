@@ -130,12 +130,7 @@ def set_command(context: Context, environment: str, role: str, name: str) -> Non
     It becomes the next version, in every role that declares the same name. A machine gets it with
     the next roll, the balancer with the next 'toolkit up'.
     """
-    if sys.stdin.isatty():
-        value = str(
-            click.prompt("Value", hide_input=True, confirmation_prompt=True, err=True)
-        ).encode()
-    else:
-        value = sys.stdin.buffer.read()
+    value = _from_standard_input()
     _set(context, environment, role=role, name=name, content=value, where="standard input")
 
 
@@ -231,22 +226,27 @@ def rotate_command(
     vaults = _vaults(context, environment)
     matrix = load_matrix(context.project, [environment])
     spec = find_spec(matrix, environment, name)
-    given = parts_from_bytes(spec, sys.stdin.buffer.read(), "standard input") if is_given else None
+    given = parts_from_bytes(spec, _from_standard_input(), "standard input") if is_given else None
     make = maker(context.project, vaults, now=time.time())
     directory = make_private(context.state.environment(environment))
     with (
         exclusive(directory / "rotate.lock", doing=f"a rotation in {environment}"),
         wiring.open_site(context, environment) as site,
     ):
-        rotate.start(site, name)
-        rotation = begin(
-            matrix,
-            vaults,
-            VersionFile(context.state),
-            name=name,
-            make=make,
-            given=given,
-            now=time.time(),
+        rotation = rotate.start(
+            site,
+            name,
+            lambda announce: begin(
+                matrix,
+                vaults,
+                VersionFile(context.state),
+                name=name,
+                make=make,
+                given=given,
+                announce=announce,
+                now=time.time(),
+            ),
+            wait_s=wait,
         )
         if rotation.is_resumed:
             context.progress.note(f"going on with the rotation to version {rotation.new.version}")
@@ -267,6 +267,13 @@ def rotate_command(
 
 
 secrets.add_command(audit_command)
+
+
+def _from_standard_input() -> bytes:
+    """Return what is piped in; a person at a terminal is asked twice, without an echo."""
+    if not sys.stdin.isatty():
+        return sys.stdin.buffer.read()
+    return str(click.prompt("Value", hide_input=True, confirmation_prompt=True, err=True)).encode()
 
 
 def _vaults(context: Context, environment: str) -> Vaults:

@@ -20,6 +20,9 @@ from toolkit.secrets.vaults import Vaults
 
 PREVIOUS_SUFFIX = ".previous"
 
+Announce = Callable[[bool], None]
+"""Is told whether the rotation began in an earlier command; where it fails, nothing is written."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
@@ -60,6 +63,7 @@ def begin(
     name: str,
     make: Callable[[SecretSpec], Mapping[str, bytes] | None],
     given: Mapping[str, bytes] | None = None,
+    announce: Announce,
     now: float,
 ) -> Rotation:
     """Write a new value beside the old one; find the rotation that was begun before.
@@ -71,6 +75,7 @@ def begin(
         name: Of the secret.
         make: Returns the parts of a new value; None where only people can make one.
         given: The parts of a new value that a person gave instead.
+        announce: Writes down that a rotation begins, or goes on.
         now: Seconds since the epoch.
 
     Raises:
@@ -121,8 +126,11 @@ def begin(
             )
             for role, document in documents.items()
         ]
-        if any(documents[one.role] != one for one in changed):
+        is_changed = any(documents[one.role] != one for one in changed)
+        if is_changed:
             memory.prepare()
+        announce(bool(begun))
+        if is_changed:
             vaults.write(changed)
         for role in roles:
             memory.remember(environment, role, name, new.version)
