@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,14 @@ import pytest
 from tests.support.fakes import FakeSite, make_deployment, make_site
 from toolkit.errors import ConfigurationError, LeaseHeld, UnfinishedRoll
 from toolkit.ledger.database import open_ledger
+from toolkit.model import Secret
 from toolkit.project.model import SecretSpec
 from toolkit.roll import command, lease, rotate
 from toolkit.roll.prepare import Wanted
 from toolkit.secrets.document import Entry
 from toolkit.secrets.rotate import Announce, Rotation
 
-NAME = "api_token"
+NAME, ROLES = "api_token", ("app",)
 
 
 class Stop(BaseException):
@@ -67,11 +69,11 @@ def test_a_rotation_that_is_refused_leaves_no_trace(fake: FakeSite) -> None:
     """Or the next one would take somebody else's roll for its own."""
     roll(fake, 1)
     with pytest.raises(ConfigurationError, match="no value"):
-        rotate.start(fake.site, NAME, refused)
+        rotate.start(fake.site, NAME, ROLES, refused)
     assert not rotate._is_under_way(fake.site, NAME)
     cut_short(fake, 2)
     with pytest.raises(UnfinishedRoll):
-        rotate.start(fake.site, NAME, beginning(is_resumed=False))
+        rotate.start(fake.site, NAME, ROLES, beginning(is_resumed=False))
     assert fake.site.ledger.unfinished_rolls("test")
 
 
@@ -82,18 +84,18 @@ def test_a_rotation_killed_before_it_wrote_anything_owns_no_roll(fake: FakeSite)
 
     roll(fake, 1)
     with pytest.raises(Stop):
-        rotate.start(fake.site, NAME, killed)
+        rotate.start(fake.site, NAME, ROLES, killed)
     assert rotate._is_under_way(fake.site, NAME)
     cut_short(fake, 2)
     with pytest.raises(UnfinishedRoll):
-        rotate.start(fake.site, NAME, beginning(is_resumed=False))
+        rotate.start(fake.site, NAME, ROLES, beginning(is_resumed=False))
 
 
 def test_an_interrupted_rotation_finishes_its_roll(fake: FakeSite) -> None:
     roll(fake, 1)
-    rotate.start(fake.site, NAME, beginning(is_resumed=False))
+    rotate.start(fake.site, NAME, ROLES, beginning(is_resumed=False))
     cut_short(fake, 2)
-    rotate.start(fake.site, NAME, beginning(is_resumed=True))
+    rotate.start(fake.site, NAME, ROLES, beginning(is_resumed=True))
     assert not fake.site.ledger.unfinished_rolls("test")
 
 
@@ -112,6 +114,44 @@ def test_a_rotation_queues_behind_a_roll_that_runs(
 
         monkeypatch.setattr(lease.time, "sleep", end)
         with pytest.raises(LeaseHeld):
-            rotate.start(fake.site, NAME, beginning(is_resumed=False))
-        rotate.start(fake.site, NAME, beginning(is_resumed=False), wait_s=60.0)
+            rotate.start(fake.site, NAME, ROLES, beginning(is_resumed=False))
+        rotate.start(fake.site, NAME, ROLES, beginning(is_resumed=False), wait_s=60.0)
     assert rotate._is_under_way(fake.site, NAME)
+
+
+class Changed:
+    """Gives every role a secret of a version."""
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+
+    def secrets(self, environment: str, role: str) -> dict[str, Secret]:
+        return {NAME: Secret(NAME, self.version, b"x")}
+
+
+def test_machines_first_take_up_what_was_changed_before(fake: FakeSite) -> None:
+    """Or the newest value in the vaults would pass for the one that they know."""
+    site = replace(fake.site, secrets=Changed(1))
+    fake = replace(fake, site=site)
+    roll(fake, 1)
+    site.secrets.version = 2
+    with pytest.raises(ConfigurationError, match="app in test were changed") as caught:
+        rotate.start(site, NAME, ROLES, beginning(is_resumed=False))
+    assert caught.value.hint == "run 'toolkit roll test' first"
+    assert not rotate._is_under_way(site, NAME)
+    # One that is under way has changed the vaults itself.
+    rotate.start(site, NAME, ROLES, beginning(is_resumed=True))
+    roll(fake, 1)
+    rotate.start(site, NAME, ROLES, beginning(is_resumed=False))
+
+
+def test_only_machines_that_run_and_know_the_secret_count(fake: FakeSite) -> None:
+    site = replace(fake.site, secrets=Changed(1))
+    fake = replace(fake, site=site)
+    rotate.start(site, NAME, ROLES, beginning(is_resumed=False))
+    roll(fake, 1)
+    site.secrets.version = 2
+    rotate.start(site, NAME, ("balancer",), beginning(is_resumed=False))
+    for name in list(fake.provider.found):
+        fake.provider.end(name)
+    rotate.start(site, NAME, ROLES, beginning(is_resumed=False))

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,17 @@ def test_nothing_changes_where_the_disk_is_full(
     with pytest.raises(ToolkitError, match="No space left"):
         getattr(edits, way)(edits.announce)
     assert edits.value() == FIRST["value"]
+
+
+def test_a_secret_whose_rotation_is_not_finished_is_left_alone(tmp_path: Path, way: str) -> None:
+    """Its old value would never be proven dead."""
+    edits = Edits(tmp_path / "state")
+    (entry,) = edits.vaults.documents["app"].entries.values()
+    old = replace(entry, name="api_token.previous")
+    edits.vaults.documents["app"] = Document("test", "app", {"api_token": entry, old.name: old})
+    before = dict(edits.vaults.documents)
+    with pytest.raises(ConfigurationError, match="not finished") as caught:
+        getattr(edits, way)(edits.announce)
+    assert "'toolkit secrets rotate test api_token'" in (caught.value.hint or "")
+    assert edits.vaults.documents == before
+    assert edits.announced == []

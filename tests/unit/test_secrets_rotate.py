@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +23,7 @@ class MemoryVaults:
     """Vaults of the environment `test` that are nowhere else, and the versions seen."""
 
     environment: Any = SimpleNamespace(name="test")
+    newest: int | None = None
 
     def __init__(self) -> None:
         entry = Entry("api_token", 1, 0.0, FIRST)
@@ -39,8 +41,11 @@ class MemoryVaults:
     def write(self, documents: Collection[Document]) -> None:
         self.documents |= {one.role: one for one in documents}
 
+    def path(self, role: str) -> Path:
+        return Path(role, "vault.yml")
+
     def highest(self, *_name: str) -> int | None:
-        return None
+        return self.newest
 
     def remember(self, *_name: object) -> None: ...
     def prepare(self) -> None: ...
@@ -112,4 +117,12 @@ def test_nothing_is_written_where_the_announcement_fails(vaults: Any) -> None:
     before = dict(vaults.documents)
     with pytest.raises(OutsideError):
         rotate(vaults, SECOND, refuse)
+    assert vaults.documents == before
+
+
+def test_an_older_vault_is_refused(vaults: Any) -> None:
+    vaults.newest = 2
+    before = dict(vaults.documents)
+    with pytest.raises(ConfigurationError, match="version 1, but version 2 was seen"):
+        rotate(vaults, None)
     assert vaults.documents == before

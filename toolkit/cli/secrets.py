@@ -236,6 +236,7 @@ def rotate_command(
         rotation = rotate.start(
             site,
             name,
+            matrix.sharers(environment, name),
             lambda announce: begin(
                 matrix,
                 vaults,

@@ -7,7 +7,7 @@ rotation is recognised.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from toolkit.errors import ConfigurationError
@@ -16,6 +16,7 @@ from toolkit.secrets.document import Document, Entry
 from toolkit.secrets.generate import AuthoritySource, make_parts
 from toolkit.secrets.grants import Matrix
 from toolkit.secrets.memory import VersionMemory
+from toolkit.secrets.source import refuse_replay
 from toolkit.secrets.vaults import Vaults
 
 PREVIOUS_SUFFIX = ".previous"
@@ -80,8 +81,8 @@ def begin(
 
     Raises:
         NotFound: No role declares it.
-        ConfigurationError: There is no value yet, it cannot be made, or another one than is given
-            is being brought out already.
+        ConfigurationError: There is no value yet, it cannot be made, another one than is given is
+            being brought out already, or a vault is older than one that was seen before.
         MissingKey: This operator does not hold the password of a role that shares it.
     """
     environment = vaults.environment.name
@@ -95,6 +96,9 @@ def begin(
                 f"{environment} has no value of {name} yet",
                 hint=f"run 'toolkit secrets init {environment}'",
             )
+        for role, document in documents.items():
+            if document and name in document.entries:
+                refuse_replay(document, [spec], memory, str(vaults.path(role)))
         new = max((entries[name] for entries in known), key=lambda entry: entry.version)
         previous = name + PREVIOUS_SUFFIX
         begun = [entries[previous] for entries in known if previous in entries]
@@ -149,6 +153,25 @@ def finish(vaults: Vaults, rotation: Rotation) -> None:
                 if one and previous in one.entries
             ]
         )
+
+
+def need_finished(documents: Iterable[Document | None], name: str) -> None:
+    """Refuse to change a secret whose rotation is under way: its old value would never die.
+
+    Args:
+        documents: What the vaults of the roles that share it hold.
+        name: Of the secret.
+
+    Raises:
+        ConfigurationError: One still holds the old value.
+    """
+    for document in documents:
+        if document and name + PREVIOUS_SUFFIX in document.entries:
+            raise ConfigurationError(
+                f"a rotation of {name} in {document.environment} is not finished",
+                hint=f"finish it with 'toolkit secrets rotate {document.environment} {name}', then "
+                "run this again",
+            )
 
 
 def maker(
