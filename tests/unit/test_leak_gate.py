@@ -33,6 +33,7 @@ class Place:
             "plugin: toolkit\nroles: {app: {machines: 1}}\n"
         )
         self.project, self.state = load_project(root), State(directory / "state")
+        self.state.prepare()
         environment = load_environment(self.project, "test")
         self.keys = KeyRing(environment, self.state)
         self.keys.make_password("app")

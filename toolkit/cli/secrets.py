@@ -16,11 +16,11 @@ import click
 from toolkit.cli.audit import audit_command
 from toolkit.cli.context import Context, json_option, table, wait_option
 from toolkit.errors import ConfigurationError
-from toolkit.secrets.change import Announce, apply_edit, parts_from_bytes, set_parts
+from toolkit.secrets.change import apply_edit, parts_from_bytes, set_parts
 from toolkit.secrets.declarations import load_matrix
 from toolkit.secrets.document import Document, as_text
 from toolkit.secrets.editor import edit_document
-from toolkit.secrets.generate import Item, init
+from toolkit.secrets.generate import Announce, Item, init
 from toolkit.secrets.grants import BALANCER
 from toolkit.secrets.keys import KeyRing
 from toolkit.secrets.memory import VersionFile
@@ -54,7 +54,13 @@ def init_command(context: Context, environment: str) -> None:
     """
     context.state.prepare()
     vaults = _vaults(context, environment)
-    outcome = init(context.project, vaults, VersionFile(context.state), now=time.time())
+    outcome = init(
+        context.project,
+        vaults,
+        VersionFile(context.state),
+        announce=_announcer(context, environment),
+        now=time.time(),
+    )
     if outcome.made or outcome.passwords:
         context.record(
             "secrets-made",

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from toolkit.errors import ConfigurationError
 from toolkit.project.model import SecretSpec
 from toolkit.secrets.certificates import check_pair, split_bundle
 from toolkit.secrets.document import Document, Entry
-from toolkit.secrets.generate import Item
+from toolkit.secrets.generate import Announce, Item
 from toolkit.secrets.grants import Matrix
 from toolkit.secrets.memory import VersionMemory, remember_documents
 from toolkit.secrets.rotate import need_finished
 from toolkit.secrets.source import check_kind
 from toolkit.secrets.vaults import Vaults
-
-Announce = Callable[[Sequence[Item]], None]
-"""Is told what is about to be written; where it fails, nothing is."""
 
 
 def parts_from_bytes(secret: SecretSpec, content: bytes, where: str) -> Mapping[str, bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -65,13 +65,20 @@ class Outcome:
     passwords: tuple[str, ...]
 
 
-def init(project: Project, vaults: Vaults, memory: VersionMemory, *, now: float) -> Outcome:
+Announce = Callable[[Sequence[Item]], None]
+"""Is told what is about to be written; where it fails, nothing is."""
+
+
+def init(
+    project: Project, vaults: Vaults, memory: VersionMemory, *, announce: Announce, now: float
+) -> Outcome:
     """Make whatever an environment lacks; what exists is kept.
 
     Args:
         project: Declares the secrets.
         vaults: Those of the environment.
         memory: A secret made anew after a loss gets a higher version than any seen before.
+        announce: Writes down what is about to be made.
         now: Seconds since the epoch.
 
     Raises:
@@ -94,8 +101,10 @@ def init(project: Project, vaults: Vaults, memory: VersionMemory, *, now: float)
             now=now,
         )
         memory.prepare()
-        vaults.write(changed)
-        remember_documents(memory, changed)
+        if changed:
+            announce(outcome.made)
+            vaults.write(changed)
+            remember_documents(memory, changed)
     return Outcome(outcome.made, outcome.kept, outcome.by_hand, passwords)
 
 
