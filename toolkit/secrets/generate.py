@@ -141,7 +141,8 @@ def complete(
         for role in roles:
             if name in entries[role]:
                 check_kind(entries[role][name], spec, f"the vault of {environment}.{role}")
-        newest = _newest({role: entries[role][name] for role in roles if name in entries[role]})
+        found = {role: entries[role][name] for role in roles if name in entries[role]}
+        newest = _newest(environment, found)
         if newest is None:
             parts = make(spec)
             if parts is not None:
@@ -183,7 +184,7 @@ def make_parts(
     return {"certificate": certificate, "key": key}
 
 
-def _newest(found: Mapping[str, Entry]) -> Entry | None:
+def _newest(environment: str, found: Mapping[str, Entry]) -> Entry | None:
     """Return the newest of the entries that roles share; older ones are to be replaced by it."""
     if not found:
         return None
@@ -193,7 +194,7 @@ def _newest(found: Mapping[str, Entry]) -> Entry | None:
             raise ConfigurationError(
                 f"{' and '.join(found)} share {newest.name}, but hold different values of its "
                 f"version {newest.version}",
-                hint=f"set it anew with 'toolkit secrets set ENV {role} {newest.name}'",
+                hint=f"set it anew with 'toolkit secrets set {environment} {role} {newest.name}'",
             )
     return newest
 
