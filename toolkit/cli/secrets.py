@@ -21,7 +21,7 @@ from toolkit.secrets.declarations import load_matrix
 from toolkit.secrets.document import Document, as_text
 from toolkit.secrets.editor import edit_document
 from toolkit.secrets.generate import Announce, Item, init
-from toolkit.secrets.grants import BALANCER
+from toolkit.secrets.grants import BALANCER, Matrix
 from toolkit.secrets.keys import KeyRing
 from toolkit.secrets.memory import VersionFile
 from toolkit.secrets.survey import Status, find_entry, matrix_rows, survey
@@ -182,7 +182,7 @@ def edit_command(context: Context, environment: str, role: str) -> None:
         announce=_announcer(context, environment),
         now=time.time(),
     )
-    _report_change(context, environment, items)
+    _report_change(context, matrix, environment, items)
 
 
 @secrets.command("show", epilog="Example: toolkit secrets show development app database_password")
@@ -303,7 +303,7 @@ def _set(
         announce=_announcer(context, environment),
         now=time.time(),
     )
-    _report_change(context, environment, items)
+    _report_change(context, matrix, environment, items)
 
 
 def _announcer(context: Context, environment: str) -> Announce:
@@ -312,7 +312,9 @@ def _announcer(context: Context, environment: str) -> Announce:
     )
 
 
-def _report_change(context: Context, environment: str, items: Sequence[Item]) -> None:
+def _report_change(
+    context: Context, matrix: Matrix, environment: str, items: Sequence[Item]
+) -> None:
     if items:
         context.record("secrets-changed", environment=environment, secrets=_items(items))
     lines = [f"changed  {_line(item)}" for item in items] or ["nothing was changed"]
@@ -320,6 +322,12 @@ def _report_change(context: Context, environment: str, items: Sequence[Item]) ->
         lines.append(f"the balancer takes it up with 'toolkit up {environment}'")
     if any(item.role != BALANCER for item in items):
         lines.append(f"machines get it with the next 'toolkit roll {environment}'")
+    renewable = [i.name for i in items if matrix.secret(environment, i.role, i.name).renew]
+    lines += [
+        f"the old {name} stays valid after that: "
+        f"'toolkit secrets rotate {environment} {name}' ends it"
+        for name in dict.fromkeys(renewable)
+    ]
     context.emit({"environment": environment, "changed": _items(items)}, "\n".join(lines))
 
 
