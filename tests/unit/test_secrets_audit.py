@@ -1,13 +1,16 @@
 """What an audit says about what was found."""
 
+import hmac
 from pathlib import Path
 
 import pytest
 
+from tests.unit.test_leak_gate import VALUE, Place, change_the_key, damage
+from toolkit.cli.audit import _sign
 from toolkit.machines.evidence import Spool, Subject
 from toolkit.project.model import SecretSpec
-from toolkit.secrets.audit import DAY_S, Known, judge, warnings
-from toolkit.secrets.grants import Grant, Matrix
+from toolkit.secrets.audit import DAY_S, Known, audit, judge, warnings
+from toolkit.secrets.grants import BALANCER, Grant, Matrix
 
 NOW = 1_800_000_000.0
 GIVEN = "/run/host/credentials/"
@@ -134,3 +137,70 @@ def test_every_cell_of_a_machine_is_judged(
         spool.close()
     assert {(c.environment, c.secret): c.state for c in cells if not c.is_well} == wrong
     assert {(c.environment, c.secret) for c in cells} >= set(SECRETS)
+
+
+@pytest.mark.parametrize(
+    ("role", "credentials", "known_parts", "state"),
+    [
+        ("app", APP, None, "unverified"),
+        ("app", {GIVEN + "config": "x"}, None, "missing"),
+        ("app", APP, {}, "unverified"),
+        ("web", {GIVEN + "tls.crt": "c", GIVEN + "tls.key": "k"}, {"key": "k"}, "unverified"),
+        ("web", {GIVEN + "tls.crt": "c", GIVEN + "tls.key": "x"}, {"key": "k"}, "wrong"),
+        ("balancer", {}, None, "unverified"),
+        ("balancer", {}, {"certificate": "c", "key": "k"}, "right"),
+    ],
+)
+def test_what_nothing_was_compared_with_is_not_right(
+    role: str, credentials: dict[str, str], known_parts: dict[str, str] | None, state: str
+) -> None:
+    edge = Grant("production", BALANCER, spec("tls", kind="tls"))
+    matrix = Matrix((*MATRIX.grants, edge))
+    name = "password" if role == "app" else "tls"
+    found = {("production", name): known(name, digests=known_parts)} if known_parts else {}
+    spool = Spool("m")
+    try:
+        subject = Subject("m", role, spool, credentials=credentials, layers={})
+        cells = judge("production", matrix, subject, found, {})
+    finally:
+        spool.close()
+    (cell,) = [c for c in cells if c.is_granted]
+    assert (cell.state, cell.is_well) == (state, state == "right")
+    assert cell.is_failure == (state in {"missing", "wrong"})
+    assert (_sign(cell) == "✓") == (state == "right")
+    assert (_sign(cell) == "?") == (state == "unverified")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason", "is_broken"),
+    [
+        (lambda _place: None, None, False),
+        (damage, "cut off or damaged", True),
+        (change_the_key, "does not open it", True),
+        (lambda place: place.vaults.path("app").unlink(), "no such file", True),
+        (lambda place: place.keys.path("app").unlink(), "no vault password", False),
+    ],
+)
+def test_without_a_vault_nothing_is_proven(place: Place, spoil, reason, is_broken) -> None:
+    """But a key that this operator does not hold is no fault of the environment."""
+    spoil(place)
+    key = b"k" * 32
+    digest = hmac.digest(key, VALUE, "sha256").hex()
+    spool = Spool("m")
+    try:
+        given = {GIVEN + "api_token": digest}
+        subject = Subject("m", "app", spool, credentials=given, layers={})
+        report = audit(place.project, place.state, "test", [subject], key=key, served=None)
+    finally:
+        spool.close()
+    assert [one.state for one in report.cells] == ["unverified" if reason else "right"]
+    assert all(reason in one for one in report.unopened)
+    assert len(report.unopened) == (reason is not None)
+    assert report.broken == (report.unopened if is_broken else ())
+    assert report.as_data()["ok"] is not is_broken
+    assert report.failures == ()

@@ -2,15 +2,17 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.unit.test_leak_gate import Place
 from tests.unit.test_secrets_rotate import FIRST, MATRIX, SECOND, MemoryVaults
 from toolkit.errors import ConfigurationError, OutsideError, ToolkitError
 from toolkit.secrets.change import apply_edit, set_parts
 from toolkit.secrets.document import Document, Entry
-from toolkit.secrets.generate import Item
+from toolkit.secrets.generate import Item, init
 from toolkit.secrets.memory import VersionFile
 from toolkit.state import State
 
@@ -89,3 +91,36 @@ def test_nothing_changes_where_the_disk_is_full(
     with pytest.raises(ToolkitError, match="No space left"):
         getattr(edits, way)(edits.announce)
     assert edits.value() == FIRST["value"]
+
+
+def test_a_secret_whose_rotation_is_not_finished_is_left_alone(tmp_path: Path, way: str) -> None:
+    """Its old value would never be proven dead."""
+    edits = Edits(tmp_path / "state")
+    (entry,) = edits.vaults.documents["app"].entries.values()
+    old = replace(entry, name="api_token.previous")
+    edits.vaults.documents["app"] = Document("test", "app", {"api_token": entry, old.name: old})
+    before = dict(edits.vaults.documents)
+    with pytest.raises(ConfigurationError, match="not finished") as caught:
+        getattr(edits, way)(edits.announce)
+    assert "'toolkit secrets rotate test api_token'" in (caught.value.hint or "")
+    assert edits.vaults.documents == before
+    assert edits.announced == []
+
+
+def test_what_init_makes_is_written_down_first(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    vault, memory = place.vaults.path("app"), VersionFile(place.state)
+    vault.unlink()
+
+    def refuse(items: Sequence[Item]) -> None:
+        assert items == (Item("app", "api_token", 1),)
+        raise OutsideError("the ledger could not be used")
+
+    with pytest.raises(OutsideError):
+        init(place.project, place.vaults, memory, announce=refuse, now=1.0)
+    assert not vault.exists()
+    assert memory.highest("test", "app", "api_token") is None
+    announced: list[Item] = []
+    for _ in range(2):
+        init(place.project, place.vaults, memory, announce=announced.extend, now=1.0)
+    assert announced == [Item("app", "api_token", 1)], "the second time there is nothing to make"

@@ -46,7 +46,10 @@ def test_a_vault_of_somebody_else_is_named(label: str) -> None:
 def test_plaintext_and_unlabelled_vaults_are_refused() -> None:
     assert "is not encrypted" in reason(b"secrets:\n  token: canary-77\n")
     assert "canary-77" not in reason(b"secrets:\n  token: canary-77\n")
-    assert "without a label" in reason(VAULT.replace(b"1.2;AES256;development.web", b"1.1;AES256"))
+    unlabelled = VAULT.replace(b"1.2;AES256;development.web", b"1.1;AES256")
+    with pytest.raises(ConfigurationError, match="without a label") as caught:
+        check_envelope(unlabelled, label="development.web", where="vault.yml")
+    assert "--new-vault-id development.web@NEW_KEY vault.yml" in (caught.value.hint or "")
 
 
 def test_damage_is_seen() -> None:

@@ -82,6 +82,8 @@ def test_two_values_of_one_version_are_refused_without_quoting_them() -> None:
     with pytest.raises(ConfigurationError, match="app and database share") as caught:
         plan(documents)
     assert "canary" not in str(caught.value)
+    hint = caught.value.hint or ""
+    assert "toolkit secrets set a " in hint and "ENV" not in hint
 
 
 def test_a_lost_secret_comes_back_with_a_version_never_seen() -> None:

@@ -2,16 +2,17 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from toolkit.errors import ConfigurationError
+from toolkit.errors import ConfigurationError, OutsideError
 from toolkit.project.model import SecretSpec
 from toolkit.secrets.document import Document, Entry
 from toolkit.secrets.grants import Grant, Matrix
-from toolkit.secrets.rotate import Rotation, begin, finish
+from toolkit.secrets.rotate import Announce, Rotation, begin, finish
 
 SPEC = SecretSpec("api_token", "token", "", (), None)
 MATRIX = Matrix(tuple(Grant("test", role, SPEC) for role in ("web", "app")))
@@ -22,6 +23,7 @@ class MemoryVaults:
     """Vaults of the environment `test` that are nowhere else, and the versions seen."""
 
     environment: Any = SimpleNamespace(name="test")
+    newest: int | None = None
 
     def __init__(self) -> None:
         entry = Entry("api_token", 1, 0.0, FIRST)
@@ -39,8 +41,11 @@ class MemoryVaults:
     def write(self, documents: Collection[Document]) -> None:
         self.documents |= {one.role: one for one in documents}
 
+    def path(self, role: str) -> Path:
+        return Path(role, "vault.yml")
+
     def highest(self, *_name: str) -> int | None:
-        return None
+        return self.newest
 
     def remember(self, *_name: object) -> None: ...
     def prepare(self) -> None: ...
@@ -51,7 +56,10 @@ def vaults() -> Any:
     return MemoryVaults()
 
 
-def rotate(vaults: Any, given: Mapping[str, bytes] | None) -> Rotation:
+def silent(_is_resumed: bool) -> None: ...
+
+
+def rotate(vaults: Any, given: Mapping[str, bytes] | None, announce: Announce = silent) -> Rotation:
     return begin(
         MATRIX,
         vaults,
@@ -59,6 +67,7 @@ def rotate(vaults: Any, given: Mapping[str, bytes] | None) -> Rotation:
         name="api_token",
         make=lambda _spec: {"value": b"made"},
         given=given,
+        announce=announce,
         now=1.0,
     )
 
@@ -82,3 +91,38 @@ def test_another_value_than_the_one_that_is_under_way_is_refused(vaults: Any) ->
     assert vaults.documents == before
     finish(vaults, rotate(vaults, None))
     assert rotate(vaults, OTHER).new.parts == OTHER
+
+
+def test_a_rotation_is_announced_once_it_is_possible_and_before_it_is_written(vaults: Any) -> None:
+    announced: list[bool] = []
+
+    def announce(is_resumed: bool) -> None:
+        assert is_resumed or vaults.documents == before
+        announced.append(is_resumed)
+
+    before = dict(vaults.documents)
+    rotate(vaults, SECOND, announce)
+    assert announced == [False]
+    with pytest.raises(ConfigurationError, match="begun before"):
+        rotate(vaults, OTHER, announce)
+    assert announced == [False], "one that is refused is not announced"
+    rotate(vaults, None, announce)
+    assert announced == [False, True]
+
+
+def test_nothing_is_written_where_the_announcement_fails(vaults: Any) -> None:
+    def refuse(_is_resumed: bool) -> None:
+        raise OutsideError("the ledger could not be used")
+
+    before = dict(vaults.documents)
+    with pytest.raises(OutsideError):
+        rotate(vaults, SECOND, refuse)
+    assert vaults.documents == before
+
+
+def test_an_older_vault_is_refused(vaults: Any) -> None:
+    vaults.newest = 2
+    before = dict(vaults.documents)
+    with pytest.raises(ConfigurationError, match="version 1, but version 2 was seen"):
+        rotate(vaults, None)
+    assert vaults.documents == before

@@ -32,7 +32,6 @@ from toolkit.bake.leak_rules import (
 )
 from toolkit.bake.watch import read_file
 from toolkit.errors import BakeFailed, ConfigurationError
-from toolkit.progress import Progress
 from toolkit.project.load import environment_names, load_environment
 from toolkit.project.model import Project
 from toolkit.secrets.declarations import load_matrix
@@ -91,16 +90,14 @@ class LeakGate:
     Args:
         project: Its reviewed exceptions count, and the vaults of its environments.
         state: Where the passwords of vaults are by default.
-        progress: Hears whose values could not be searched for.
 
     Raises:
         ConfigurationError: The file of exceptions is wrong, or an environment's definition, or what
             a role declares of secrets.
     """
 
-    def __init__(self, project: Project, state: State, progress: Progress) -> None:
+    def __init__(self, project: Project, state: State) -> None:
         self._state = state
-        self._progress = progress
         self._exceptions = load_exceptions(project.root / EXCEPTIONS_FILE)
         self._places = [
             VaultPlace(load_environment(project, name), role)
@@ -119,6 +116,7 @@ class LeakGate:
 
         Raises:
             BakeFailed: Something was found; the message names every path and rule.
+            ConfigurationError: A vault whose key is at hand cannot be opened.
         """
         with tempfile.TemporaryFile(dir=sealed.parent) as stream:
             copy = _TreeCopy(stream)
@@ -154,16 +152,14 @@ class LeakGate:
 
     def _known_values(self, copy: _TreeCopy, sealed: Path) -> Iterator[Finding]:
         results = self._search(copy, sealed)
+        _need_opened(results)
         if any(hit["file"] for result in results for hit in result["hits"]):
             # It will fail; now the path is worth a second look.
             copy.fill()
             results = self._search(copy, sealed)
+            _need_opened(results)
         for result in results:
             label = f"{result['environment']}.{result['role']}"
-            if result["error"]:
-                self._progress.note(
-                    f"leak gate: values of {label} were not searched for: {result['error']}"
-                )
             in_tree = {hit["secret"] for hit in result["hits"] if hit["file"] == 0}
             for hit in result["hits"]:
                 if hit["file"] and hit["secret"] in in_tree:
@@ -194,6 +190,23 @@ class LeakGate:
             if place.path.is_file()
             and KeyRing(place.environment, self._state).is_at_hand(place.role)
         ]
+
+
+def _need_opened(results: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to judge a layer without the values of a vault whose key is at hand.
+
+    Raises:
+        ConfigurationError: One could not be opened.
+    """
+    errors = [
+        f"  {one['environment']}.{one['role']}: {one['error']}" for one in results if one["error"]
+    ]
+    if errors:
+        listing = "\n".join(errors)
+        raise ConfigurationError(
+            f"the leak gate cannot search for the values of these vaults:\n{listing}",
+            hint="mend the vault or its key; a vault whose key is elsewhere is not searched for",
+        )
 
 
 class _TreeCopy:

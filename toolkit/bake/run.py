@@ -104,7 +104,7 @@ class Bake:
         self.is_dirty = checkout.is_dirty or is_project_dirty
         self._is_refresh = is_refresh
         self._refresh = store.new_refresh_mark() if is_refresh else store.refresh_mark()
-        self._gate = LeakGate(project, state, progress)
+        self._gate = LeakGate(project, state)
         self._is_cancelled = False
         self._lock = threading.Lock()
         self._layers: dict[bytes, Future[Outcome]] = {}

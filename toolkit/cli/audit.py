@@ -21,22 +21,34 @@ def audit_command(context: Context, environment: str) -> None:
     """Prove who knows what, on the live machines.
 
     Every machine of ENV is tried for every secret of every role and environment whose key you
-    hold. Exit code 1 when one is missing, wrong, or anywhere it should not be.
+    hold. Exit code 1 when one is missing, wrong, or anywhere it should not be, or when a vault of
+    ENV is missing or damaged, so that nothing could be compared with it.
     """
     from toolkit import wiring
 
     context.need_root()
     report = wiring.audit_environment(context, environment)
     context.emit(report.as_data(), _audit_table(report))
+    problems = []
     if report.failures:
-        raise ToolkitError(
-            f"{len(report.failures)} of {len(report.cells)} cells are not as they should be:\n"
-            + "\n".join(f"  {cell}" for cell in report.failures)
-        )
+        problems += [
+            f"{len(report.failures)} of {len(report.cells)} cells are not as they should be:",
+            *(f"  {cell}" for cell in report.failures),
+        ]
+    if report.broken:
+        problems += [
+            f"without these vaults nothing is proven about {environment}:",
+            *(f"  {one}" for one in report.broken),
+        ]
+    if problems:
+        raise ToolkitError("\n".join(problems))
 
 
 def _audit_table(report: AuditReport) -> str:
-    """Return machines × secrets: ✓ granted and right, · nowhere, ✗ not as it should be."""
+    """Return machines × secrets: ✓ granted and right, · nowhere, ? there but not compared.
+
+    What is not as it should be is a word.
+    """
     columns = list(dict.fromkeys((cell.environment, cell.secret) for cell in report.cells))
     rows = []
     for machine in dict.fromkeys(cell.machine for cell in report.cells):
@@ -54,4 +66,6 @@ def _audit_table(report: AuditReport) -> str:
 
 
 def _sign(cell: Cell) -> str:
-    return cell.state.upper() if not cell.is_well else "✓" if cell.is_granted else "·"
+    if cell.is_failure:
+        return cell.state.upper()
+    return "?" if not cell.is_well else "✓" if cell.is_granted else "·"

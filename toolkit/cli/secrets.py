@@ -16,12 +16,12 @@ import click
 from toolkit.cli.audit import audit_command
 from toolkit.cli.context import Context, json_option, table, wait_option
 from toolkit.errors import ConfigurationError
-from toolkit.secrets.change import Announce, apply_edit, parts_from_bytes, set_parts
+from toolkit.secrets.change import apply_edit, parts_from_bytes, set_parts
 from toolkit.secrets.declarations import load_matrix
 from toolkit.secrets.document import Document, as_text
 from toolkit.secrets.editor import edit_document
-from toolkit.secrets.generate import Item, init
-from toolkit.secrets.grants import BALANCER
+from toolkit.secrets.generate import Announce, Item, init
+from toolkit.secrets.grants import BALANCER, Matrix
 from toolkit.secrets.keys import KeyRing
 from toolkit.secrets.memory import VersionFile
 from toolkit.secrets.survey import Status, find_entry, matrix_rows, survey
@@ -54,7 +54,13 @@ def init_command(context: Context, environment: str) -> None:
     """
     context.state.prepare()
     vaults = _vaults(context, environment)
-    outcome = init(context.project, vaults, VersionFile(context.state), now=time.time())
+    outcome = init(
+        context.project,
+        vaults,
+        VersionFile(context.state),
+        announce=_announcer(context, environment),
+        now=time.time(),
+    )
     if outcome.made or outcome.passwords:
         context.record(
             "secrets-made",
@@ -130,12 +136,7 @@ def set_command(context: Context, environment: str, role: str, name: str) -> Non
     It becomes the next version, in every role that declares the same name. A machine gets it with
     the next roll, the balancer with the next 'toolkit up'.
     """
-    if sys.stdin.isatty():
-        value = str(
-            click.prompt("Value", hide_input=True, confirmation_prompt=True, err=True)
-        ).encode()
-    else:
-        value = sys.stdin.buffer.read()
+    value = _from_standard_input()
     _set(context, environment, role=role, name=name, content=value, where="standard input")
 
 
@@ -181,7 +182,7 @@ def edit_command(context: Context, environment: str, role: str) -> None:
         announce=_announcer(context, environment),
         now=time.time(),
     )
-    _report_change(context, environment, items)
+    _report_change(context, matrix, environment, items)
 
 
 @secrets.command("show", epilog="Example: toolkit secrets show development app database_password")
@@ -231,22 +232,28 @@ def rotate_command(
     vaults = _vaults(context, environment)
     matrix = load_matrix(context.project, [environment])
     spec = find_spec(matrix, environment, name)
-    given = parts_from_bytes(spec, sys.stdin.buffer.read(), "standard input") if is_given else None
+    given = parts_from_bytes(spec, _from_standard_input(), "standard input") if is_given else None
     make = maker(context.project, vaults, now=time.time())
     directory = make_private(context.state.environment(environment))
     with (
         exclusive(directory / "rotate.lock", doing=f"a rotation in {environment}"),
         wiring.open_site(context, environment) as site,
     ):
-        rotate.start(site, name)
-        rotation = begin(
-            matrix,
-            vaults,
-            VersionFile(context.state),
-            name=name,
-            make=make,
-            given=given,
-            now=time.time(),
+        rotation = rotate.start(
+            site,
+            name,
+            matrix.sharers(environment, name),
+            lambda announce: begin(
+                matrix,
+                vaults,
+                VersionFile(context.state),
+                name=name,
+                make=make,
+                given=given,
+                announce=announce,
+                now=time.time(),
+            ),
+            wait_s=wait,
         )
         if rotation.is_resumed:
             context.progress.note(f"going on with the rotation to version {rotation.new.version}")
@@ -269,6 +276,13 @@ def rotate_command(
 secrets.add_command(audit_command)
 
 
+def _from_standard_input() -> bytes:
+    """Return what is piped in; a person at a terminal is asked twice, without an echo."""
+    if not sys.stdin.isatty():
+        return sys.stdin.buffer.read()
+    return str(click.prompt("Value", hide_input=True, confirmation_prompt=True, err=True)).encode()
+
+
 def _vaults(context: Context, environment: str) -> Vaults:
     loaded = context.environment(environment)
     return Vaults(loaded, KeyRing(loaded, context.state))
@@ -289,7 +303,7 @@ def _set(
         announce=_announcer(context, environment),
         now=time.time(),
     )
-    _report_change(context, environment, items)
+    _report_change(context, matrix, environment, items)
 
 
 def _announcer(context: Context, environment: str) -> Announce:
@@ -298,7 +312,9 @@ def _announcer(context: Context, environment: str) -> Announce:
     )
 
 
-def _report_change(context: Context, environment: str, items: Sequence[Item]) -> None:
+def _report_change(
+    context: Context, matrix: Matrix, environment: str, items: Sequence[Item]
+) -> None:
     if items:
         context.record("secrets-changed", environment=environment, secrets=_items(items))
     lines = [f"changed  {_line(item)}" for item in items] or ["nothing was changed"]
@@ -306,6 +322,12 @@ def _report_change(context: Context, environment: str, items: Sequence[Item]) ->
         lines.append(f"the balancer takes it up with 'toolkit up {environment}'")
     if any(item.role != BALANCER for item in items):
         lines.append(f"machines get it with the next 'toolkit roll {environment}'")
+    renewable = [i.name for i in items if matrix.secret(environment, i.role, i.name).renew]
+    lines += [
+        f"the old {name} stays valid after that: "
+        f"'toolkit secrets rotate {environment} {name}' ends it"
+        for name in dict.fromkeys(renewable)
+    ]
     context.emit({"environment": environment, "changed": _items(items)}, "\n".join(lines))
 
 

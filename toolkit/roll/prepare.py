@@ -155,14 +155,14 @@ def prepare_return(
         inputs: Configuration and secrets now; machines that were told others are not used.
         roll_id: Name of the roll.
     """
-    running = _running(site)
+    running_names = running(site)
     warm = [
         one
         for one in site.ledger.machines(site.environment.name, role)
         if one.standing == "warm"
         and one.image == image
         and one.inputs == inputs.digest
-        and one.name in running
+        and one.name in running_names
     ]
     if len(warm) < site.environment.deployments[role].machines:
         return None
@@ -250,14 +250,15 @@ def choose_previous(site: Site, role: str) -> Wanted:
 
 def _old_machines(site: Site, role: str) -> list[MachineRecord]:
     """Return the machines that are to be replaced: those that run first."""
-    running = _running(site)
+    running_names = running(site)
     recorded = site.ledger.machines(site.environment.name, role)
     # One recorded as new was coming back when `up` was cut short or its tests failed.
     meant = [one for one in recorded if one.standing != "warm"]
-    return sorted(meant, key=lambda one: one.name not in running)
+    return sorted(meant, key=lambda one: one.name not in running_names)
 
 
-def _running(site: Site) -> set[str]:
+def running(site: Site) -> set[str]:
+    """Return the names of the machines that are starting or run."""
     return {one.name for one in site.provider.machines() if one.state is not MachineState.STOPPED}
 
 

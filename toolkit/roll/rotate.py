@@ -17,7 +17,7 @@ import base64
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,11 +30,11 @@ from toolkit.project.model import SecretSpec
 from toolkit.roll.command import NOT_BEGUN, need_settled, need_up, resume, roll_role
 from toolkit.roll.journal import Journal
 from toolkit.roll.lease import Lease
-from toolkit.roll.prepare import choose, gather_inputs
+from toolkit.roll.prepare import choose, gather_inputs, running
 from toolkit.roll.site import Site
 from toolkit.secrets.document import Entry
 from toolkit.secrets.grants import BALANCER, Matrix
-from toolkit.secrets.rotate import Rotation
+from toolkit.secrets.rotate import Announce, Rotation
 from toolkit.secrets.served import serial, served_certificate
 
 ACCEPTED, REFUSED = 0, 1
@@ -75,27 +75,52 @@ class RotationReport:
         }
 
 
-def start(site: Site, name: str) -> None:
-    """Record that a rotation begins, unless it could not be finished.
+def start(
+    site: Site,
+    name: str,
+    roles: Collection[str],
+    begin: Callable[[Announce], Rotation],
+    *,
+    wait_s: float = 0.0,
+) -> Rotation:
+    """Begin a rotation, unless it could not be finished; record that before a vault is written.
 
-    A roll that an interrupted rotation of the same secret left behind is finished first.
+    A roll that an interrupted rotation of the same secret left behind is finished.
 
     Args:
         site: Where.
         name: Of the secret.
+        roles: Who knows it.
+        begin: Writes the new value into the vaults, after it has announced that.
+        wait_s: How long to queue for the lease.
 
     Raises:
-        ConfigurationError: It is not up.
+        ConfigurationError: It is not up, or machines have not taken up what was changed before.
+        LeaseHeld: Another process is changing the environment.
         UnfinishedRoll: A roll was cut short.
     """
-    need_up(site)
-    if _is_under_way(site, name):
-        for result in resume(site):
+    interrupt.check(NOT_BEGUN)
+    with site.held(f"the beginning of a rotation of {name}", wait_s=wait_s) as held:
+        need_up(site)
+        is_under_way = _is_under_way(site, name)
+        if not is_under_way:
+            need_settled(site)
+
+        def announce(is_resumed: bool) -> None:
+            if not is_resumed:
+                # Also where the last one was recorded, and killed before it had written anything.
+                need_settled(site)
+                _need_taken_up(site, roles)
+            held.ledger.append(
+                "rotation.started", {"secret": name}, environment=site.environment.name
+            )
+
+        rotation = begin(announce)
+    if is_under_way and rotation.is_resumed:
+        for result in resume(site, wait_s=wait_s):
             if result.error is not None:
                 raise result.error
-    else:
-        need_settled(site)
-    site.ledger.append("rotation.started", {"secret": name}, environment=site.environment.name)
+    return rotation
 
 
 def carry_out(
@@ -135,6 +160,29 @@ def carry_out(
     )
     site.ledger.append("rotation.finished", report.as_data(), environment=name)
     return report
+
+
+def _need_taken_up(site: Site, roles: Collection[str]) -> None:
+    """Refuse to rotate while machines run that were told something else than is true now.
+
+    The newest value in the vaults would pass for the one that they know, and whatever else has
+    changed for something that they were told.
+
+    Raises:
+        ConfigurationError: Such machines run.
+    """
+    name, names = site.environment.name, running(site)
+    stale = []
+    for role in site.environment.deployments:
+        told = {one.inputs for one in _members(site, role) if one.name in names}
+        if role in roles and told and told != {gather_inputs(site, role).digest}:
+            stale.append(role)
+    if stale:
+        raise ConfigurationError(
+            f"configuration or secrets of {', '.join(stale)} in {name} were changed, and the "
+            "machines that run have not taken that up",
+            hint=f"run 'toolkit roll {name}' first",
+        )
 
 
 def _is_under_way(site: Site, name: str) -> bool:

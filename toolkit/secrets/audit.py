@@ -29,6 +29,7 @@ DAY_S = 86400.0
 KEY_BYTES = 32
 CONFIG = "config"
 DELIVERED = "/run/host/credentials/"
+UNVERIFIED = "unverified"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,8 @@ class Cell:
         environment: Whose secret.
         secret: Its name.
         is_granted: Whether the machine may know it.
-        state: `right` or `absent` where all is well; else `missing`, `wrong` or `extra`.
+        state: `right` or `absent` where all is well; `unverified` where the machine has something
+            that nothing was compared with; else `missing`, `wrong` or `extra`.
         places: Where something was found that should not be there, or is wrong.
     """
 
@@ -58,6 +60,11 @@ class Cell:
         """Whether it is as it should be."""
         return self.state == ("right" if self.is_granted else "absent")
 
+    @property
+    def is_failure(self) -> bool:
+        """Whether it is known not to be as it should be."""
+        return not self.is_well and self.state != UNVERIFIED
+
     def __str__(self) -> str:
         found = f": {', '.join(self.places)}" if self.places else ""
         return f"{self.machine}: {self.environment} {self.secret} is {self.state}{found}"
@@ -71,6 +78,8 @@ class AuditReport:
         environment: Whose machines.
         cells: Every machine × every secret.
         unopened: Vaults that could not be opened, with the reason.
+        broken: Those of them that are missing or damaged and are the environment's own: without
+            their values the audit proves nothing.
         warnings: What is not wrong yet.
         searched_bytes: Read once for each vault.
         seconds: Wall time.
@@ -79,6 +88,7 @@ class AuditReport:
     environment: str
     cells: tuple[Cell, ...]
     unopened: tuple[str, ...]
+    broken: tuple[str, ...]
     warnings: tuple[str, ...]
     searched_bytes: int
     seconds: float
@@ -86,13 +96,13 @@ class AuditReport:
     @property
     def failures(self) -> tuple[Cell, ...]:
         """The cells that are not as they should be."""
-        return tuple(cell for cell in self.cells if not cell.is_well)
+        return tuple(cell for cell in self.cells if cell.is_failure)
 
     def as_data(self) -> dict[str, Any]:
         """Return it for JSON."""
         return {
             "environment": self.environment,
-            "ok": not self.failures,
+            "ok": not self.failures and not self.broken,
             "cells": [asdict(cell) for cell in self.cells],
             "unopened": list(self.unopened),
             "warnings": list(self.warnings),
@@ -175,11 +185,18 @@ def audit(
     known: dict[tuple[str, str], Known] = {}
     certificates: dict[tuple[str, str], str] = {}
     traces = _Traces()
-    unopened = []
+    broken = [
+        f"{environment}.{place.role}: {place.path}: there is no such file"
+        for place in places
+        if place.environment.name == environment and not place.path.is_file()
+    ]
+    unopened = list(broken)
     for result in results:
         whose = result["environment"]
         if result["error"]:
             unopened.append(f"{whose}.{result['role']}: {result['error']}")
+            if whose == environment and not result["is_key_missing"]:
+                broken.append(unopened[-1])
         for one in result["secrets"]:
             known[whose, one["name"]] = Known(
                 whose,
@@ -206,6 +223,7 @@ def audit(
         environment,
         tuple(cells),
         tuple(unopened),
+        tuple(broken),
         tuple(warnings(matrix, known.values(), now=time.time())),
         sum(_size(path) for path, _ in files),
         time.monotonic() - began,
@@ -241,15 +259,20 @@ def judge(
         if secret is None:
             if not is_granted and (whose, name) not in found:
                 continue
-            # Its vault could not be opened: that it is there is all that can be said.
+            # No vault that could be opened has it: that it is there is all that can be said.
             secret = Known(whose, name, {}, None, 0.0, is_searchable=False)
         bad: list[str] = []
-        if is_granted and subject.role != BALANCER:
-            missing, bad = _delivered(granted[name], secret, subject)
-            state = "missing" if missing else "wrong" if bad else "right"
+        if is_granted:
+            missing: list[str] = []
+            if subject.role != BALANCER:
+                missing, bad = _delivered(granted[name], secret, subject)
+            is_known = set(granted[name]) <= set(secret.digests)
+            state = (
+                "missing" if missing else "wrong" if bad else "right" if is_known else UNVERIFIED
+            )
             bad += missing
         else:
-            state = "right" if is_granted else "absent"
+            state = "absent"
             if not is_granted and not name.endswith(PREVIOUS_SUFFIX):
                 hidden = {d for part, d in secret.digests.items() if part != "certificate"}
                 places += [p for p, d in subject.credentials.items() if d in hidden]

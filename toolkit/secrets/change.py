@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from toolkit.errors import ConfigurationError
 from toolkit.project.model import SecretSpec
 from toolkit.secrets.certificates import check_pair, split_bundle
 from toolkit.secrets.document import Document, Entry
-from toolkit.secrets.generate import Item
+from toolkit.secrets.generate import Announce, Item
 from toolkit.secrets.grants import Matrix
 from toolkit.secrets.memory import VersionMemory, remember_documents
+from toolkit.secrets.rotate import need_finished
 from toolkit.secrets.source import check_kind
 from toolkit.secrets.vaults import Vaults
-
-Announce = Callable[[Sequence[Item]], None]
-"""Is told what is about to be written; where it fails, nothing is."""
 
 
 def parts_from_bytes(secret: SecretSpec, content: bytes, where: str) -> Mapping[str, bytes]:
@@ -67,6 +65,7 @@ def set_parts(
 
     Raises:
         NotFound: The role does not declare it.
+        ConfigurationError: A rotation of it is not finished.
         MissingKey: This operator does not hold the password of a role that shares it.
     """
     environment = vaults.environment.name
@@ -74,6 +73,7 @@ def set_parts(
     roles = matrix.sharers(environment, name)
     with vaults.locked():
         documents = vaults.read_all(roles)
+        need_finished(documents.values(), name)
         changed = with_parts(
             environment,
             documents,
@@ -139,7 +139,8 @@ def apply_edit(
         now: Seconds since the epoch.
 
     Raises:
-        ConfigurationError: The result is not valid, or somebody else changed the vault since.
+        ConfigurationError: The result is not valid, somebody else changed the vault since, or a
+            rotation of a changed secret is not finished.
     """
     environment, role = vaults.environment.name, before.role
     where = f"the edited secrets of {environment}.{role}"
@@ -157,6 +158,7 @@ def apply_edit(
             )
         items = []
         for name in names:
+            need_finished((documents[each] for each in sharers[name]), name)
             changed = with_parts(
                 environment,
                 {each: documents[each] for each in sharers[name]},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -65,13 +65,20 @@ class Outcome:
     passwords: tuple[str, ...]
 
 
-def init(project: Project, vaults: Vaults, memory: VersionMemory, *, now: float) -> Outcome:
+Announce = Callable[[Sequence[Item]], None]
+"""Is told what is about to be written; where it fails, nothing is."""
+
+
+def init(
+    project: Project, vaults: Vaults, memory: VersionMemory, *, announce: Announce, now: float
+) -> Outcome:
     """Make whatever an environment lacks; what exists is kept.
 
     Args:
         project: Declares the secrets.
         vaults: Those of the environment.
         memory: A secret made anew after a loss gets a higher version than any seen before.
+        announce: Writes down what is about to be made.
         now: Seconds since the epoch.
 
     Raises:
@@ -94,8 +101,10 @@ def init(project: Project, vaults: Vaults, memory: VersionMemory, *, now: float)
             now=now,
         )
         memory.prepare()
-        vaults.write(changed)
-        remember_documents(memory, changed)
+        if changed:
+            announce(outcome.made)
+            vaults.write(changed)
+            remember_documents(memory, changed)
     return Outcome(outcome.made, outcome.kept, outcome.by_hand, passwords)
 
 
@@ -132,7 +141,8 @@ def complete(
         for role in roles:
             if name in entries[role]:
                 check_kind(entries[role][name], spec, f"the vault of {environment}.{role}")
-        newest = _newest({role: entries[role][name] for role in roles if name in entries[role]})
+        found = {role: entries[role][name] for role in roles if name in entries[role]}
+        newest = _newest(environment, found)
         if newest is None:
             parts = make(spec)
             if parts is not None:
@@ -174,7 +184,7 @@ def make_parts(
     return {"certificate": certificate, "key": key}
 
 
-def _newest(found: Mapping[str, Entry]) -> Entry | None:
+def _newest(environment: str, found: Mapping[str, Entry]) -> Entry | None:
     """Return the newest of the entries that roles share; older ones are to be replaced by it."""
     if not found:
         return None
@@ -184,7 +194,7 @@ def _newest(found: Mapping[str, Entry]) -> Entry | None:
             raise ConfigurationError(
                 f"{' and '.join(found)} share {newest.name}, but hold different values of its "
                 f"version {newest.version}",
-                hint=f"set it anew with 'toolkit secrets set ENV {role} {newest.name}'",
+                hint=f"set it anew with 'toolkit secrets set {environment} {role} {newest.name}'",
             )
     return newest
 

@@ -75,10 +75,13 @@ class VersionFile:
         except OSError as error:
             raise ConfigurationError(f"{self._path}: {error.strerror}") from None
         except ValueError:
+            content = None
+        # Exactly numbers: to Python, true is one too.
+        if not isinstance(content, dict) or any(type(one) is not int for one in content.values()):
             raise ConfigurationError(
                 f"{self._path}: is damaged", hint="restore it, or remove it to start anew"
-            ) from None
-        return {str(key): int(version) for key, version in content.items()}
+            )
+        return content
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -7,7 +7,7 @@ rotation is recognised.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from toolkit.errors import ConfigurationError
@@ -16,9 +16,13 @@ from toolkit.secrets.document import Document, Entry
 from toolkit.secrets.generate import AuthoritySource, make_parts
 from toolkit.secrets.grants import Matrix
 from toolkit.secrets.memory import VersionMemory
+from toolkit.secrets.source import refuse_replay
 from toolkit.secrets.vaults import Vaults
 
 PREVIOUS_SUFFIX = ".previous"
+
+Announce = Callable[[bool], None]
+"""Is told whether the rotation began in an earlier command; where it fails, nothing is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ def begin(
     name: str,
     make: Callable[[SecretSpec], Mapping[str, bytes] | None],
     given: Mapping[str, bytes] | None = None,
+    announce: Announce,
     now: float,
 ) -> Rotation:
     """Write a new value beside the old one; find the rotation that was begun before.
@@ -71,12 +76,13 @@ def begin(
         name: Of the secret.
         make: Returns the parts of a new value; None where only people can make one.
         given: The parts of a new value that a person gave instead.
+        announce: Writes down that a rotation begins, or goes on.
         now: Seconds since the epoch.
 
     Raises:
         NotFound: No role declares it.
-        ConfigurationError: There is no value yet, it cannot be made, or another one than is given
-            is being brought out already.
+        ConfigurationError: There is no value yet, it cannot be made, another one than is given is
+            being brought out already, or a vault is older than one that was seen before.
         MissingKey: This operator does not hold the password of a role that shares it.
     """
     environment = vaults.environment.name
@@ -90,6 +96,9 @@ def begin(
                 f"{environment} has no value of {name} yet",
                 hint=f"run 'toolkit secrets init {environment}'",
             )
+        for role, document in documents.items():
+            if document and name in document.entries:
+                refuse_replay(document, [spec], memory, str(vaults.path(role)))
         new = max((entries[name] for entries in known), key=lambda entry: entry.version)
         previous = name + PREVIOUS_SUFFIX
         begun = [entries[previous] for entries in known if previous in entries]
@@ -121,8 +130,11 @@ def begin(
             )
             for role, document in documents.items()
         ]
-        if any(documents[one.role] != one for one in changed):
+        is_changed = any(documents[one.role] != one for one in changed)
+        if is_changed:
             memory.prepare()
+        announce(bool(begun))
+        if is_changed:
             vaults.write(changed)
         for role in roles:
             memory.remember(environment, role, name, new.version)
@@ -141,6 +153,25 @@ def finish(vaults: Vaults, rotation: Rotation) -> None:
                 if one and previous in one.entries
             ]
         )
+
+
+def need_finished(documents: Iterable[Document | None], name: str) -> None:
+    """Refuse to change a secret whose rotation is under way: its old value would never die.
+
+    Args:
+        documents: What the vaults of the roles that share it hold.
+        name: Of the secret.
+
+    Raises:
+        ConfigurationError: One still holds the old value.
+    """
+    for document in documents:
+        if document and name + PREVIOUS_SUFFIX in document.entries:
+            raise ConfigurationError(
+                f"a rotation of {name} in {document.environment} is not finished",
+                hint=f"finish it with 'toolkit secrets rotate {document.environment} {name}', then "
+                "run this again",
+            )
 
 
 def maker(

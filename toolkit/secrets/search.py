@@ -13,7 +13,7 @@ keyed digests, never a value. Order:
 
 Result, one for each vault:
 
-    {"environment", "role", "error": TEXT|null,
+    {"environment", "role", "error": TEXT|null, "is_key_missing",
      "secrets": [{"name", "version", "created", "expires"|null, "certificate"|null,
                   "is_searchable", "digests": {PART: HEX}}],
      "hits": [{"secret", "form", "file": INDEX, "offset"}]}
@@ -34,7 +34,7 @@ from typing import Any
 from toolkit import shell
 from toolkit.errors import OutsideError, ToolkitError
 from toolkit.project.model import Environment, KeySetting
-from toolkit.secrets.keys import KEYRING_VARIABLES, KeyRing
+from toolkit.secrets.keys import KEYRING_VARIABLES, KeyRing, MissingKey
 from toolkit.state import State
 
 TIMEOUT_S = 600.0
@@ -183,6 +183,7 @@ def _search_one(
         "environment": vault["environment"],
         "role": vault["role"],
         "error": None,
+        "is_key_missing": False,
         "secrets": [],
         "hits": [],
     }
@@ -196,6 +197,7 @@ def _search_one(
         )
     except (ToolkitError, OSError) as error:
         result["error"] = error.message if isinstance(error, ToolkitError) else str(error)
+        result["is_key_missing"] = isinstance(error, MissingKey)
         return result
     wanted: list[tuple[bytes, str, str]] = [
         (needle, OWN_VALUES, form) for needle, form in needles(password.reveal()).items()

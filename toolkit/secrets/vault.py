@@ -102,7 +102,11 @@ def check_envelope(vaulttext: bytes, *, label: str, where: Path | str) -> None:
             "set'",
         )
     if fields[1:3] != ["1.2", "AES256"] or len(fields) != 4:
-        raise ConfigurationError(f"{where}: is a vault without a label, not one of {label!r}")
+        raise ConfigurationError(
+            f"{where}: is a vault without a label, not one of {label!r}",
+            hint=f"'ansible-vault rekey --vault-id {label}@OLD_KEY --new-vault-id {label}@NEW_KEY "
+            f"{where}' gives it one; without --new-vault-id, rekeying removes it",
+        )
     if fields[3] != label:
         raise ConfigurationError(
             f"{where}: is the vault of {fields[3][:80]!r}, not of {label!r}: it was copied from "
