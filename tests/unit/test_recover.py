@@ -32,7 +32,7 @@ from toolkit.ledger.database import open_ledger
 from toolkit.ledger.ledger import MachineRecord
 from toolkit.model import Machine, MachineState, SmokeCheck, Target, TargetState
 from toolkit.project.model import Canary, Soak
-from toolkit.roll import command, effects, prepare, rotate
+from toolkit.roll import command, effects, journal, prepare, rotate
 from toolkit.roll.expire import retire
 from toolkit.roll.lifecycle import bring_up, take_down
 from toolkit.roll.observe import drift, observe
@@ -276,7 +276,7 @@ def test_downtime_is_told_by_who_only_ends_the_roll(make) -> None:
         patch.setattr(faults, "reach", stop_at("roll.admit.committed"))
         roll(fake, 2)
     fake.site.ledger.append(
-        effects.SWITCHED, {"machines": []}, environment="test", role="app",
+        journal.SWITCHED, {"machines": []}, environment="test", role="app",
         roll=fake.site.ledger.rolls("test")[0].id,
     )  # fmt: skip
     [result] = command.resume(fake.site)
@@ -682,7 +682,7 @@ def test_up_after_a_down_that_was_cut_short_brings_one_version_back(
     fake = make(strategy=strategy, machines=count)
     roll(fake, 1)
     cut_short(fake, 2, at=at)
-    switched = [one for one in fake.site.ledger.entries() if one["kind"] == effects.SWITCHED]
+    switched = [one for one in fake.site.ledger.entries() if one["kind"] == journal.SWITCHED]
     kill(fake, lambda: take_down(fake.site), at=until)
     bring_up(fake.site)
     # Each of the two rolls may have switched.

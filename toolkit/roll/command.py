@@ -19,7 +19,8 @@ from toolkit.errors import (
 from toolkit.ledger.ledger import MachineRecord, RollRecord, operator
 from toolkit.model import SmokeCheck
 from toolkit.roll import past
-from toolkit.roll.effects import Crew, RollOrder, RollReport, downtime_s
+from toolkit.roll.downtime import downtime_s
+from toolkit.roll.effects import Crew, RollOrder, RollReport
 from toolkit.roll.lease import Lease
 from toolkit.roll.past import Estimate
 from toolkit.roll.plan import plan_from_data, plan_to_data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,8 @@ from toolkit.ports import HookRunner, MachineProvider, Pool, SmokeRunner
 from toolkit.progress import Progress
 from toolkit.project.model import Timeouts
 from toolkit.roll import lease
-from toolkit.roll.journal import DONE, INTENT
+from toolkit.roll.downtime import downtime_s
+from toolkit.roll.journal import DONE, SWITCHED
 from toolkit.roll.plan import WHOLE, Effect, RollPlan, Step, step_from_data
 from toolkit.roll.watch import Thresholds, difference, judge, response_ms
 
@@ -31,8 +32,6 @@ UNHEALTHY_LIMIT_S = 2.0
 RECOVERY_LIMIT_S = 5.0
 """How long a machine that is relied on has to pass the balancer's check again after a failed one;
 on a busy host one check in many is late."""
-
-SWITCHED, UNDOING = "roll.switched", "roll.undoing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,35 +368,6 @@ ACTIONS: Mapping[Effect, Callable[[Effects, Step, dict[str, Any]], None]] = {
     Effect.DESTROY: Effects.destroy,
 }
 """Every effect has its action; a test makes sure of it."""
-
-
-def downtime_s(entries: Iterable[Mapping[str, Any]], *, now: float) -> float | None:
-    """Return how long the one machine of a role served nobody; None when it never drained. Pure.
-
-    A roll that was taken up has done steps again that changed nothing: on either way, forward and
-    back, only the first drain and the first admission count.
-
-    Args:
-        entries: Of the roll, oldest first.
-        now: Seconds since the epoch, for a downtime that ends now.
-    """
-    total_s: float | None = None
-    since: float | None = None
-    seen: set[tuple[str, str]] = set()
-    for entry in entries:
-        if entry["kind"] == UNDOING:
-            seen.clear()
-        what = entry["kind"], entry["data"].get("effect", "")
-        if what in seen:
-            continue
-        seen.add(what)
-        if what == (INTENT, Effect.DRAIN) and since is None:
-            since, total_s = entry["time"], total_s or 0.0
-        elif what == (DONE, Effect.ADMIT) and since is not None:
-            since, total_s = None, (total_s or 0.0) + max(entry["time"] - since, 0.0)
-    if since is not None:
-        total_s = (total_s or 0.0) + max(now - since, 0.0)
-    return total_s
 
 
 def _last_line(message: str) -> str:

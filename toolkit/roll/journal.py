@@ -13,6 +13,9 @@ from toolkit.ledger.ledger import Ledger
 
 INTENT, DONE, FAILED = "effect.intent", "effect.done", "effect.failed"
 
+SWITCHED, UNDOING = "roll.switched", "roll.undoing"
+"""Entries of a roll: the new machines serve for good; it is on its way back."""
+
 
 class Journal:
     """Writes the effects of one undertaking.

@@ -10,8 +10,7 @@ from pathlib import Path
 from toolkit.errors import ToolkitError
 from toolkit.ledger.ledger import Ledger, MachineRecord, RollRecord
 from toolkit.progress import step
-from toolkit.roll.effects import SWITCHED, UNDOING
-from toolkit.roll.journal import Journal
+from toolkit.roll.journal import SWITCHED, UNDOING, Journal
 from toolkit.roll.plan import plan_from_data
 from toolkit.roll.recover import remove_orphans
 from toolkit.roll.restore import restore

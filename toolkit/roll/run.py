@@ -17,8 +17,8 @@ from toolkit.errors import (
     ToolkitError,
 )
 from toolkit.progress import step
-from toolkit.roll.effects import SWITCHED, UNDOING, Crew, Effects, RollOrder, RollReport
-from toolkit.roll.journal import INTENT, Journal
+from toolkit.roll.effects import Crew, Effects, RollOrder, RollReport
+from toolkit.roll.journal import INTENT, SWITCHED, UNDOING, Journal
 from toolkit.roll.plan import (
     Effect,
     Step,
