@@ -27,7 +27,7 @@ import click
 from bench.lab import ENVIRONMENT, Lab
 from bench.load.process import LoadProcess
 from bench.load.report import Report
-from bench.load.settings import CLASSES, parse_mix
+from bench.load.settings import EVEN_MIX, parse_mix
 from toolkit import shell
 from toolkit.errors import ConfigurationError, ToolkitError
 from toolkit.progress import Lines, step
@@ -90,7 +90,7 @@ class Meanwhile:
 )
 @click.option(
     "--mix",
-    default=",".join(f"{name}=1" for name in CLASSES),
+    default=EVEN_MIX,
     help="Weight of each class of requests; those on new connections cost the most.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -125,6 +125,11 @@ class Machine:
     since: float
 
 
+def running_names(machines: Iterable[Machine]) -> set[str]:
+    """Return the names of the machines that are starting or run."""
+    return {one.name for one in machines if one.state is not MachineState.STOPPED}
+
+
 @dataclass(frozen=True, slots=True)
 class LaunchOrder:
     """What a provider needs to start one machine.

@@ -10,11 +10,10 @@ from pathlib import Path
 import click
 
 from bench.load.engine import LoadRun, write_whole
-from bench.load.settings import CLASSES, LoadSettings, parse_mix
+from bench.load.settings import EVEN_MIX, LoadSettings, parse_mix
 from toolkit.errors import ConfigurationError
 
 _FILE = click.Path(path_type=Path)
-_DEFAULT_MIX = ",".join(f"{name}=1" for name in CLASSES)
 
 
 @click.command(context_settings={"show_default": True})
@@ -27,7 +26,7 @@ _DEFAULT_MIX = ",".join(f"{name}=1" for name in CLASSES)
 @click.option("--max-seconds", type=float, default=60.0, help="Stop sending after this.")
 @click.option("--until-file", type=_FILE, help="Stop sending once this file exists.")
 @click.option("--by-header", help="Count responses by the value of this header.")
-@click.option("--mix", default=_DEFAULT_MIX, help="Weight of each class.")
+@click.option("--mix", default=EVEN_MIX, help="Weight of each class.")
 @click.option("--timeout-seconds", "timeout_s", type=float, default=10.0, help="For one request.")
 @click.option("--grace-seconds", "grace_s", type=float, default=3.0, help="After a signal.")
 @click.option("--kept-connections", type=int, default=8, help="Held open by each kept class.")

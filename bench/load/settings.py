@@ -14,6 +14,9 @@ from toolkit.errors import ConfigurationError
 CLASSES = ("http1-new", "http1-kept", "http2-new", "http2-kept")
 """The protocol, and whether each request opens a connection of its own or shares kept ones."""
 
+EVEN_MIX = ",".join(f"{name}=1" for name in CLASSES)
+"""As `parse_mix` takes it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:

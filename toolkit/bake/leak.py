@@ -152,12 +152,10 @@ class LeakGate:
 
     def _known_values(self, copy: _TreeCopy, sealed: Path) -> Iterator[Finding]:
         results = self._search(copy, sealed)
-        _need_opened(results)
         if any(hit["file"] for result in results for hit in result["hits"]):
             # It will fail; now the path is worth a second look.
             copy.fill()
             results = self._search(copy, sealed)
-            _need_opened(results)
         for result in results:
             label = f"{result['environment']}.{result['role']}"
             in_tree = {hit["secret"] for hit in result["hits"] if hit["file"] == 0}
@@ -170,12 +168,14 @@ class LeakGate:
     def _search(self, copy: _TreeCopy, sealed: Path) -> list[dict[str, Any]]:
         copy.stream.flush()
         descriptor = copy.stream.fileno()
-        return search(
+        results = search(
             self._vaults,
             [f"/proc/self/fd/{descriptor}", sealed],
             state=self._state,
             pass_fds=[descriptor],
         )
+        _need_opened(results)
+        return results
 
     @cached_property
     def _vaults(self) -> list[VaultPlace]:

@@ -322,8 +322,8 @@ def _conclude(
                 caught.hint = f"{caught.hint}; {hint}" if caught.hint else hint
             raise
         error = caught
-    if order.plan.strategy == "stateful" and roll.report.downtime_s is None:
-        # The process that saw it has been killed since.
+    if order.plan.strategy == "stateful":
+        # From the ledger: what went before may have been seen by a process that was killed.
         entries = held.ledger.roll_entries(order.id)
         roll.report.downtime_s = downtime_s(entries, now=time.time())
     result = RollResult(

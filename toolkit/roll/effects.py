@@ -11,12 +11,11 @@ from typing import Any
 from toolkit import interrupt
 from toolkit.errors import DidNotStart, OutsideError, SmokeTestsFailed, ToolkitError
 from toolkit.ledger.ledger import Ledger, MachineRecord
-from toolkit.model import LaunchOrder, MachineState, SmokeCheck
+from toolkit.model import LaunchOrder, SmokeCheck, running_names
 from toolkit.ports import HookRunner, MachineProvider, Pool, SmokeRunner
 from toolkit.progress import Progress
 from toolkit.project.model import Timeouts
 from toolkit.roll import lease
-from toolkit.roll.downtime import downtime_s
 from toolkit.roll.journal import DONE, SWITCHED
 from toolkit.roll.plan import WHOLE, Effect, RollPlan, Step, step_from_data
 from toolkit.roll.watch import Thresholds, difference, judge, response_ms
@@ -226,9 +225,6 @@ class Effects:
         self._crew.pool.admit(self._addresses(one.machines))
         self._crew.ledger.set_standing(list(one.machines), "member")
         self._admitted += one.machines
-        if self._order.plan.strategy == "stateful":
-            entries = self._crew.ledger.roll_entries(self._order.id)
-            self.report.downtime_s = downtime_s(entries, now=time.time())
 
     def drain(self, one: Step, _observed: dict[str, Any]) -> None:
         """Let no new request reach the machines."""
@@ -249,8 +245,8 @@ class Effects:
         old = self._addresses([name for name in one.machines if name in self._order.plan.old])
         pool = self._crew.pool
         # In a soak the old ones serve no more: what they were like is known from before.
-        before = [] if old else self._addresses(self._order.plan.old)
-        reference_ms = response_ms(pool.counters(), before)
+        served = self._addresses(self._order.plan.old)
+        reference_ms = 0.0 if old else response_ms(pool.counters(), served)
         # The response times of a place are those of whoever had it before, too.
         pool.count_anew()
         start, began = pool.counters(), time.monotonic()
@@ -322,8 +318,7 @@ class Effects:
 
     def running(self) -> set[str]:
         """Return the names of the machines that run, of all roles."""
-        machines = self._crew.provider.machines()
-        return {one.name for one in machines if one.state is not MachineState.STOPPED}
+        return running_names(self._crew.provider.machines())
 
     def serving(self) -> set[str]:
         """Return the addresses that the balancer sends requests to."""

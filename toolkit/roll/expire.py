@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from toolkit.ledger.ledger import Ledger, MachineRecord
-from toolkit.model import MachineState, Snapshot
+from toolkit.model import Snapshot, running_names
 from toolkit.roll.journal import Journal
 from toolkit.roll.lease import Lease, host_uptime
 from toolkit.roll.past import rollback_target
@@ -124,9 +124,7 @@ def _find_expired(site: Site) -> list[MachineRecord]:
     if site.ledger.unfinished_rolls(name):
         return []
     now = host_uptime()
-    running = {
-        one.name for one in site.provider.machines() if one.state is not MachineState.STOPPED
-    }
+    running = running_names(site.provider.machines())
     return [
         one
         for one in site.ledger.machines(name)

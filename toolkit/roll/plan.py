@@ -195,7 +195,7 @@ def plan_undo(
         begun: The steps that were at least begun, in order.
         untested: Old machines that do not run, or have not passed since they were started.
     """
-    touched = _Touched(begun)
+    touched = Touched(begun)
     drained = touched.by(Effect.DRAIN, plan.old)
     # Where new machines serve already, their going must not leave the place of a dead one empty.
     missing = untested if touched.by(Effect.ADMIT, plan.new) else ()
@@ -264,13 +264,14 @@ def allocate(
     return tuple(free)
 
 
-class _Touched:
+class Touched:
     """Which machines the steps that were begun have touched."""
 
     def __init__(self, begun: Sequence[Step]) -> None:
         self._pairs = {(step.effect, name) for step in begun for name in step.machines}
 
     def by(self, effect: Effect, among: Sequence[str]) -> tuple[str, ...]:
+        """Return those of the machines that an effect has touched."""
         return tuple(name for name in among if (effect, name) in self._pairs)
 
 
@@ -314,7 +315,7 @@ def _plan_stateful(
 
 
 def _bring_back(
-    touched: _Touched, machines: tuple[str, ...], untested: Collection[str]
+    touched: Touched, machines: tuple[str, ...], untested: Collection[str]
 ) -> tuple[Step, ...]:
     """Return how old machines serve again, from where each was left."""
     gone = {*touched.by(Effect.DESTROY, machines), *untested}
@@ -329,7 +330,7 @@ def _bring_back(
     return (*steps, *plan_restore(started))
 
 
-def _discard(touched: _Touched, plan: RollPlan) -> tuple[Step, ...]:
+def _discard(touched: Touched, plan: RollPlan) -> tuple[Step, ...]:
     """Return how new machines go again; those that were warm stay warm."""
     launched = touched.by(Effect.LAUNCH, plan.new)
     registered = touched.by(Effect.REGISTER, plan.new)

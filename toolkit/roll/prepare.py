@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from toolkit.errors import ConfigurationError, NotFound
 from toolkit.ledger.ledger import Ledger, MachineRecord, RollRecord
-from toolkit.model import Image, MachineState, Release
+from toolkit.model import Image, Release, running_names
 from toolkit.project.settings import role_settings
 from toolkit.roll.effects import RollOrder
 from toolkit.roll.orders import Inputs, endpoints
@@ -155,14 +155,14 @@ def prepare_return(
         inputs: Configuration and secrets now; machines that were told others are not used.
         roll_id: Name of the roll.
     """
-    running_names = running(site)
+    running = running_names(site.provider.machines())
     warm = [
         one
         for one in site.ledger.machines(site.environment.name, role)
         if one.standing == "warm"
         and one.image == image
         and one.inputs == inputs.digest
-        and one.name in running_names
+        and one.name in running
     ]
     if len(warm) < site.environment.deployments[role].machines:
         return None
@@ -250,16 +250,11 @@ def choose_previous(site: Site, role: str) -> Wanted:
 
 def _old_machines(site: Site, role: str) -> list[MachineRecord]:
     """Return the machines that are to be replaced: those that run first."""
-    running_names = running(site)
+    running = running_names(site.provider.machines())
     recorded = site.ledger.machines(site.environment.name, role)
     # One recorded as new was coming back when `up` was cut short or its tests failed.
     meant = [one for one in recorded if one.standing != "warm"]
-    return sorted(meant, key=lambda one: one.name not in running_names)
-
-
-def running(site: Site) -> set[str]:
-    """Return the names of the machines that are starting or run."""
-    return {one.name for one in site.provider.machines() if one.state is not MachineState.STOPPED}
+    return sorted(meant, key=lambda one: one.name not in running)
 
 
 def _free_addresses(site: Site, role: str, recorded: Sequence[MachineRecord]) -> tuple[str, ...]:

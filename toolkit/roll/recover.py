@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from toolkit.ledger.ledger import Ledger, MachineRecord
-from toolkit.model import Machine, MachineState, Target, TargetState
+from toolkit.model import Machine, Target, TargetState, running_names
 from toolkit.roll.journal import Journal
 from toolkit.roll.plan import WHOLE
 from toolkit.roll.site import Site
@@ -55,7 +55,7 @@ def find_drift(
         targets: What the balancer reports of its pool.
         is_rolling: Whether a roll has no end yet, and so may have made a share small.
     """
-    running = {one.name for one in machines if one.state is not MachineState.STOPPED}
+    running = running_names(machines)
     placed = {target.address: target for target in targets}
     sentences = []
     for record in records:

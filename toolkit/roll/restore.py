@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from toolkit.errors import LeaseHeld, ToolkitError
 from toolkit.ledger.ledger import MachineRecord
-from toolkit.model import MachineState, TargetState
+from toolkit.model import TargetState, running_names
 from toolkit.roll.effects import Crew
 from toolkit.roll.expire import remove_machines
 from toolkit.roll.journal import Journal
@@ -56,9 +56,7 @@ def _find_absent(site: Site, role: str, held: Lease, *, is_repair: bool) -> list
     """Return the members of a pool that do not serve, after warm machines that ended are gone."""
     name = site.environment.name
     records = held.ledger.machines(name, role)
-    running = {
-        one.name for one in site.provider.machines() if one.state is not MachineState.STOPPED
-    }
+    running = running_names(site.provider.machines())
     dead = [one for one in records if one.standing == "warm" and one.name not in running]
     remove_machines(site, held, dead)
     # One that is recorded as new was on its way back when an earlier `up` was cut short.

@@ -25,12 +25,13 @@ from typing import Any
 from toolkit import interrupt, shell
 from toolkit.errors import ConfigurationError, OutsideError, ToolkitError
 from toolkit.ledger.ledger import MachineRecord
+from toolkit.model import running_names
 from toolkit.progress import step
 from toolkit.project.model import SecretSpec
 from toolkit.roll.command import NOT_BEGUN, need_settled, need_up, resume, roll_role
 from toolkit.roll.journal import Journal
 from toolkit.roll.lease import Lease
-from toolkit.roll.prepare import choose, gather_inputs, running
+from toolkit.roll.prepare import choose, gather_inputs
 from toolkit.roll.site import Site
 from toolkit.secrets.document import Entry
 from toolkit.secrets.grants import BALANCER, Matrix
@@ -171,7 +172,7 @@ def _need_taken_up(site: Site, roles: Collection[str]) -> None:
     Raises:
         ConfigurationError: Such machines run.
     """
-    name, names = site.environment.name, running(site)
+    name, names = site.environment.name, running_names(site.provider.machines())
     stale = []
     for role in site.environment.deployments:
         told = {one.inputs for one in _members(site, role) if one.name in names}

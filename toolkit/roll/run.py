@@ -22,6 +22,7 @@ from toolkit.roll.journal import INTENT, SWITCHED, UNDOING, Journal
 from toolkit.roll.plan import (
     Effect,
     Step,
+    Touched,
     plan_restore,
     plan_undo,
     step_from_data,
@@ -151,9 +152,8 @@ class Roll:
 
     def _displaced(self, begun: Sequence[Step]) -> set[str]:
         """Return drained machines whose places somebody else has taken from them meanwhile."""
-        left = {name for one in begun if one.effect is Effect.DEREGISTER for name in one.machines}
-        drained = {name for one in begun if one.effect is Effect.DRAIN for name in one.machines}
-        suspects = drained.intersection(self._order.plan.old) - left
+        touched, old = Touched(begun), self._order.plan.old
+        suspects = {*touched.by(Effect.DRAIN, old)} - {*touched.by(Effect.DEREGISTER, old)}
         placed = self._effects.placed() if suspects else set()
         return {name for name in suspects if self._effects.address(name) not in placed}
 

@@ -76,10 +76,9 @@ def judge(
             )
     ratio = thresholds.max_response_ratio
     compared, _ = difference(start, now, old)
-    if compared >= thresholds.min_requests:
-        reference_ms = response_ms(now, old)
+    theirs = response_ms(now, old) if compared >= thresholds.min_requests else reference_ms
     if ratio and requests >= thresholds.min_requests:
-        mine, theirs = response_ms(now, new), reference_ms
+        mine = response_ms(now, new)
         if theirs and mine > ratio * theirs:
             return f"answers take {mine:.0f} ms, {mine / theirs:.1f} times as long as the old ones'"
     return None

@@ -273,7 +273,7 @@ def judge(
             bad += missing
         else:
             state = "absent"
-            if not is_granted and not name.endswith(PREVIOUS_SUFFIX):
+            if not name.endswith(PREVIOUS_SUFFIX):
                 hidden = {d for part, d in secret.digests.items() if part != "certificate"}
                 places += [p for p, d in subject.credentials.items() if d in hidden]
         if places:
