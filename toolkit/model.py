@@ -160,6 +160,8 @@ class TargetState(StrEnum):
     """Gets new requests while its health check passes."""
     DRAINING = "draining"
     """Gets no new requests; is health-checked; may still be answering old ones."""
+    MAINTENANCE = "maintenance"
+    """Gets nothing and is not checked. Only somebody's hand puts a target there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,8 @@ from tests.support.breakage import is_plain, serving, settle
 from tests.support.site import EchoSite
 from tests.support.traces import leftovers
 from toolkit import faults
+from toolkit.pools.haproxy_config import admin_socket
+from toolkit.pools.haproxy_socket import HaproxySocket
 
 pytestmark = pytest.mark.host
 
@@ -81,6 +83,36 @@ def test_what_was_changed_by_hand_is_told_and_put_right_only_when_asked(site):
     assert serving(site) == before[1]
     assert places_of(site.snapshots()["echo"]) == places_of(before[0]["echo"])
     assert site.snapshots()["keeper"] == before[0]["keeper"]
+    assert json_notes(site.toolkit.run("status", site.environment)) == []
+
+
+def test_machine_that_was_put_into_maintenance_stays_there_until_somebody_asks(site):
+    settle(site, "v1")
+    before = serving(site)
+    first, second = before
+    with site.opened() as opened:
+        [address] = [one.address for one in opened.provider.machines() if one.name == first]
+        slots = {one.address: one.slot for one in opened.pools["echo"].targets()}
+        directory = opened.balancer.config.runtime_directory
+        HaproxySocket(admin_socket(directory)).ask(
+            [f"set server pool_echo/{slots[address]} state maint"]
+        )
+
+    def is_told() -> bool:
+        told = site.toolkit.run("status", site.environment)
+        [state] = [one for one in told.data if one["role"] == "echo"]
+        assert state["pool"]["serving"] == [second]
+        assert {one["name"]: one["state"] for one in state["machines"]}[first] == "maintenance"
+        sentence = f"{first} is meant to serve, and is in maintenance"
+        return any(sentence in note for note in json_notes(told))
+
+    assert is_told()
+    assert is_plain(site.toolkit.run("up", site.environment), 0)
+    assert is_told()
+
+    data = site.toolkit.result("up", site.environment, "--repair")
+    assert data["machines"] == [first]
+    assert serving(site) == before
     assert json_notes(site.toolkit.run("status", site.environment)) == []
 
 

@@ -29,6 +29,7 @@ from cryptography.x509.oid import NameOID
 from tests.contract.pool import PATIENCE_S, PLACES, PoolContract, eventually, serving
 from tests.support.fakes import make_deployment, make_environment, make_project
 from toolkit.errors import ConfigurationError, DeadlineExceeded, OutsideError
+from toolkit.model import TargetState
 from toolkit.network.namespaces import EnvironmentNetwork
 from toolkit.pools import haproxy_config, haproxy_socket
 from toolkit.pools.haproxy import HaproxyProcess
@@ -539,6 +540,42 @@ class TestFreshChecks:
         ground.balancer.admin.ask(["set server pool_app/slot3 state drain"])
         app.deregister([NOBODY[0]])
         assert app.snapshot() == before
+
+    def test_what_was_put_into_maintenance_by_hand_keeps_its_place(
+        self, ground: Ground, app: HaproxyPool
+    ) -> None:
+        put_into_service(app, *MACHINES[:2])
+        held, other = app.targets()
+        ground.balancer.admin.ask(
+            [
+                f"set server pool_app/{held.slot} weight 10%",
+                f"set server pool_app/{held.slot} state maint",
+            ]
+        )
+        states = {held.address: TargetState.MAINTENANCE, other.address: TargetState.READY}
+        assert {one.address: one.state for one in app.targets()} == states
+        ground.balancer.ensure(TestReload().changed(ground))
+        assert {one.address: one.state for one in app.targets()} == states
+        with pytest.raises(OutsideError):
+            app.admit([held.address])
+
+        # Others get places that are free, it gets its own; and all of the traffic again.
+        app.register([NOBODY[0]])
+        assert {one.address: one.state for one in app.targets()} == states | {
+            NOBODY[0]: TargetState.DRAINING
+        }
+        app.register([held.address])
+        [again] = [one for one in app.targets() if one.address == held.address]
+        assert (again.slot, again.state, again.percent) == (held.slot, TargetState.DRAINING, 100)
+
+    def test_place_in_maintenance_is_taken_when_no_other_is_left(
+        self, ground: Ground, app: HaproxyPool
+    ) -> None:
+        app.register([MACHINES[0]])
+        [held] = app.targets()
+        ground.balancer.admin.ask([f"set server pool_app/{held.slot} state maint"])
+        app.register(NOBODY[:PLACES])
+        assert {one.address for one in app.targets()} == set(NOBODY[:PLACES])
 
 
 class TestReload:

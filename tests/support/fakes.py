@@ -66,6 +66,7 @@ class Place:
 
     address: str
     is_ready: bool = False
+    is_held: bool = False
     is_healthy: bool = False
     weight: float = 100.0
     sessions: int = 0
@@ -101,6 +102,12 @@ class World:
         self.at(f"{name} after")
 
 
+def _state(place: Place) -> TargetState:
+    if place.is_held:
+        return TargetState.MAINTENANCE
+    return TargetState.READY if place.is_ready else TargetState.DRAINING
+
+
 class FakePool:
     """A `toolkit.ports.Pool` in memory.
 
@@ -122,7 +129,7 @@ class FakePool:
             Target(
                 slot=f"slot{number}",
                 address=place.address,
-                state=TargetState.READY if place.is_ready else TargetState.DRAINING,
+                state=_state(place),
                 is_healthy=place.is_healthy,
                 sessions=place.sessions,
                 percent=place.weight,
@@ -136,6 +143,10 @@ class FakePool:
     def register(self, addresses: Collection[str]) -> None:
         self._need_reachable()
         new = [a for a in dict.fromkeys(addresses) if a not in self._by_address()]
+        self.places = [
+            None if place and place.is_held and place.address in new else place
+            for place in self.places
+        ]
         free = [number for number, place in enumerate(self.places) if place is None]
         if len(new) > len(free):
             raise OutsideError(f"{len(free)} places are free, {len(new)} are needed")
@@ -202,6 +213,11 @@ class FakePool:
         with self.world.change("reload"):
             self.places = (self.places + [None] * places)[:places]
 
+    def hold(self, addresses: Collection[str]) -> None:
+        """Put places into maintenance, as an operator does by hand."""
+        for place in self._require(addresses):
+            place.is_ready, place.is_held = False, True
+
     def serving(self) -> set[str]:
         """Return the addresses that get requests and answer them."""
         return {p.address for p in self._used() if p.is_ready and self._answers(p)}
@@ -229,7 +245,7 @@ class FakePool:
         return [place for place in self.places if place is not None]
 
     def _by_address(self) -> dict[str, Place]:
-        return {place.address: place for place in self._used()}
+        return {place.address: place for place in self._used() if not place.is_held}
 
     def _require(self, addresses: Collection[str]) -> list[Place]:
         known = self._by_address()

@@ -218,15 +218,16 @@ def test_canary_that_has_passed_is_not_made_small_again(make) -> None:
     assert min(weights) == 100
 
 
+@pytest.mark.parametrize("by_hand", ["deregister", "hold"])
 @pytest.mark.parametrize("act", [command.abort, command.resume])
-def test_place_that_was_freed_by_hand_does_not_keep_a_roll_from_its_end(
-    make, act: Callable[..., list[command.RollResult]]
+def test_place_that_was_changed_by_hand_does_not_keep_a_roll_from_its_end(
+    make, act: Callable[..., list[command.RollResult]], by_hand: str
 ) -> None:
     fake = make(strategy="blue-green", keep_warm_s=600.0, soak=Soak(10.0, 1.0, 50, 0.0))
     roll(fake, 1)
     old = [one.address for one in fake.site.ledger.machines("test")]
     cut_short(fake, 2, at="drain after", times=2)
-    fake.pool.deregister(old[:1])
+    getattr(fake.pool, by_hand)(old[:1])
     [result] = act(fake.site)
     wanted = {command.abort: 1, command.resume: 2}[act]
     assert result.outcome == {1: "rolled-back", 2: "rolled"}[wanted]
@@ -784,6 +785,7 @@ def target(name: str, state: TargetState = TargetState.READY) -> Target:
         ([record("a")], [machine("a", MachineState.STOPPED)], [target("a")], ["does not"]),
         ([record("a")], [machine("a")], [], ["no place"]),
         ([record("a")], [machine("a")], [target("a", TargetState.DRAINING)], ["drained"]),
+        ([record("a")], [machine("a")], [target("a", TargetState.MAINTENANCE)], ["maintenance"]),
         ([record("a", "warm")], [machine("a")], [target("a")], ["has it ready"]),
         ([record("a", "warm")], [machine("a")], [target("a", TargetState.DRAINING)], []),
         ([record("a", "warm")], [machine("a")], [], []),
@@ -806,6 +808,25 @@ def test_share_that_was_changed_by_hand_is_told_and_put_right_when_asked(fake: F
     assert any("gives it 0 %" in one for one in drift(fake.site))
     bring_up(fake.site, is_repair=True)
     assert drift(fake.site) == []
+
+
+def test_machine_in_maintenance_is_left_there_until_somebody_asks(fake: FakeSite) -> None:
+    roll(fake, 1)
+    held, _ = fake.pool.targets()
+    fake.pool.weigh([held.address], 10)
+    fake.pool.hold([held.address])
+    told = drift(fake.site)
+    assert bring_up(fake.site) == []
+    assert fake.pool.serving() != {held.address} and len(fake.pool.serving()) == 1
+    assert drift(fake.site) == told
+    assert any("meant to serve, and is in maintenance" in one for one in told)
+    assert {one["state"] for one in observe(fake.site, "app")["machines"]} == {
+        "maintenance",
+        "serving",
+    }
+    assert len(bring_up(fake.site, is_repair=True)) == 1
+    assert drift(fake.site) == []
+    assert len(fake.pool.serving()) == 2
 
 
 def test_role_without_tests_of_its_own_is_refused_before_anything_starts(fake: FakeSite) -> None:

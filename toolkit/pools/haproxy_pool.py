@@ -7,7 +7,7 @@ gets one. Servers that are added at run time are no way: they take traffic befor
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -33,6 +33,13 @@ class _Admin(StrEnum):
     MAINTENANCE = "maint"
     DRAIN = "drain"
     READY = "ready"
+
+
+_STATES: Final = {
+    _Admin.MAINTENANCE: TargetState.MAINTENANCE,
+    _Admin.DRAIN: TargetState.DRAINING,
+    _Admin.READY: TargetState.READY,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +82,17 @@ class _Slot:
     def is_taken(self) -> bool:
         """Whether a machine has the slot.
 
-        One of the two alone, an address or a state, is what a command cut short has left.
+        A state alone, without an address, is what a command cut short has left.
         """
         return self.admin is not _Admin.MAINTENANCE and not self._points_nowhere
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a machine's slot is in maintenance, as nobody but an operator leaves it.
+
+        Who frees a slot takes its address away in the same line of commands.
+        """
+        return self.admin is _Admin.MAINTENANCE and not self._points_nowhere
 
     @property
     def _points_nowhere(self) -> bool:
@@ -106,13 +121,13 @@ class HaproxyPool:
             Target(
                 slot=slot.name,
                 address=slot.address,
-                state=TargetState.READY if slot.admin is _Admin.READY else TargetState.DRAINING,
+                state=_STATES[slot.admin],
                 is_healthy=slot.is_up,
                 sessions=slot.sessions,
                 percent=100.0 * slot.weight / slot.whole_weight,
             )
             for slot in self._slots()
-            if slot.is_taken
+            if slot.is_taken or slot.is_held
         ]
 
     def register(self, addresses: Collection[str]) -> None:
@@ -132,7 +147,7 @@ class HaproxyPool:
                 f"{self._declared}; it runs with {len(slots)}",
             )
         commands: list[str] = []
-        for address, slot in zip(new, free, strict=False):
+        for address, slot in _assign(new, free):
             server = self._server(slot)
             commands += [
                 # HAProxy takes a server that leaves maintenance for healthy before any check. It
@@ -141,6 +156,7 @@ class HaproxyPool:
                 f"set server {server} state drain",
                 f"set server {server} health down",
                 f"set server {server} addr {address} port {self._machine_port}",
+                f"set server {server} weight 100%",
             ]
         self._change(commands)
 
@@ -322,6 +338,18 @@ class HaproxyPool:
         if slot.check == self._passed:
             return "too few checks have passed since it was registered"
         return f"{slot.check} {slot.detail}".strip()
+
+
+def _assign(addresses: Sequence[str], free: Sequence[_Slot]) -> Iterator[tuple[str, _Slot]]:
+    """Choose a slot for each address: the one held for it, or else one that is held for nobody.
+
+    One that is held for another machine is taken last.
+    """
+    held = {slot.address: slot for slot in free if slot.is_held and slot.address in addresses}
+    others = (slot for slot in free if slot not in held.values())
+    rest = iter(sorted(others, key=lambda slot: slot.is_held))
+    for address in addresses:
+        yield address, held.get(address) or next(rest)
 
 
 def _number(row: dict[str, str], name: str) -> int:

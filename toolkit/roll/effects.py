@@ -11,7 +11,7 @@ from typing import Any
 from toolkit import interrupt
 from toolkit.errors import DidNotStart, OutsideError, SmokeTestsFailed, ToolkitError
 from toolkit.ledger.ledger import Ledger, MachineRecord
-from toolkit.model import LaunchOrder, SmokeCheck, running_names
+from toolkit.model import LaunchOrder, SmokeCheck, TargetState, running_names
 from toolkit.ports import HookRunner, MachineProvider, Pool, SmokeRunner
 from toolkit.progress import Progress
 from toolkit.project.model import Timeouts
@@ -325,8 +325,12 @@ class Effects:
         return {target.address for target in self._crew.pool.targets() if target.is_serving}
 
     def placed(self) -> set[str]:
-        """Return the addresses that have a place in the pool, whatever its state."""
-        return {target.address for target in self._crew.pool.targets()}
+        """Return the addresses that have a place in the pool to admit them to."""
+        return {
+            target.address
+            for target in self._crew.pool.targets()
+            if target.state is not TargetState.MAINTENANCE
+        }
 
     def _addresses(self, machines: Sequence[str]) -> list[str]:
         return [self.address(name) for name in machines]

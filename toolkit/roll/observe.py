@@ -125,8 +125,8 @@ def _state(live: Machine | None, target: Target | None) -> str:
         return "stopped"
     if target is None:
         return live.state.value
-    if target.state is TargetState.DRAINING:
-        return "draining"
+    if target.state is not TargetState.READY:
+        return target.state.value
     return "serving" if target.is_serving else "unhealthy"
 
 

@@ -64,6 +64,8 @@ def find_drift(
             sentences.append(f"{record.name} is meant to run, and does not")
         elif record.is_member and target is None:
             sentences.append(f"{record.name} is meant to serve, and has no place in the pool")
+        elif record.is_member and target and target.state is TargetState.MAINTENANCE:
+            sentences.append(f"{record.name} is meant to serve, and is in maintenance")
         elif record.is_member and target and target.state is not TargetState.READY:
             sentences.append(f"{record.name} is meant to serve, and the balancer has it drained")
         elif record.is_member and target and target.percent != WHOLE and not is_rolling:

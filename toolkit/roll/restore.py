@@ -67,7 +67,14 @@ def _find_absent(site: Site, role: str, held: Lease, *, is_repair: bool) -> list
     if is_repair:
         known = {one.address for one in records}
         strangers = sorted(set(states) - known)
-        uneven = [one.address for one in targets if one.percent != WHOLE and one.address in known]
+        # What is in maintenance gets a place again, and with it a whole share.
+        uneven = [
+            one.address
+            for one in targets
+            if one.percent != WHOLE
+            and one.address in known
+            and one.state is not TargetState.MAINTENANCE
+        ]
         journal = Journal(held.ledger, {"environment": name, "role": role}, scope="repair")
         with journal.effect("places", {"addresses": strangers, "weights": uneven}):
             pool.deregister(strangers)
