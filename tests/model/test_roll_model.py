@@ -26,6 +26,7 @@ from hypothesis.stateful import (
 from sqlalchemy import select, update
 
 from tests.support.fakes import FakeSite, make_deployment, make_site, nothing
+from toolkit import clock as clock_module
 from toolkit import faults
 from toolkit.errors import LeaseHeld, NotFound, SmokeTestsFailed, ToolkitError, UnfinishedRoll
 from toolkit.ledger import ledger as ledger_module
@@ -75,7 +76,7 @@ class Clock:
         self.while_sleeping()
 
 
-TIMED = (ledger_module, command, effects, journal, lease, prepare, run)
+TIMED = (clock_module, ledger_module, command, effects, journal, lease, prepare, run)
 
 trouble = st.one_of(
     st.none(),

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from tests.support.fakes import FakePool, FakeSite, make_deployment, make_role, make_site
+from toolkit import clock as clock_module
 from toolkit import faults
 from toolkit.cli.context import Context
 from toolkit.cli.roll import in_turn
@@ -27,7 +27,6 @@ from toolkit.errors import (
     ToolkitError,
     UnfinishedRoll,
 )
-from toolkit.ledger import ledger as ledger_module
 from toolkit.ledger.database import open_ledger
 from toolkit.ledger.ledger import MachineRecord
 from toolkit.model import Machine, MachineState, SmokeCheck, Target, TargetState
@@ -910,9 +909,7 @@ def test_downtime_counts_what_passed_before_a_roll_was_taken_up(
 ) -> None:
     fake = make(strategy="stateful", machines=1)
     clock = itertools.count(1_000_000.0)
-    ticking = SimpleNamespace(time=lambda: next(clock), monotonic=time.monotonic)
-    for module in (effects, ledger_module):
-        monkeypatch.setattr(module, "time", ticking)
+    monkeypatch.setattr(clock_module, "host_uptime", lambda: next(clock))
     roll(fake, 1)
     cut_short(fake, 2, at="launch before")
     for _ in range(5000):
@@ -926,9 +923,7 @@ def test_downtime_ends_with_the_first_admission(make, monkeypatch: pytest.Monkey
     """A roll that is cut short after it and taken up much later has served meanwhile."""
     fake = make(strategy="stateful", machines=1)
     clock = itertools.count(1_000_000.0)
-    ticking = SimpleNamespace(time=lambda: next(clock), monotonic=time.monotonic)
-    for module in (effects, ledger_module):
-        monkeypatch.setattr(module, "time", ticking)
+    monkeypatch.setattr(clock_module, "host_uptime", lambda: next(clock))
     roll(fake, 1)
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(faults, "reach", stop_at("roll.admit.committed"))
@@ -938,6 +933,29 @@ def test_downtime_ends_with_the_first_admission(make, monkeypatch: pytest.Monkey
     [result] = command.resume(fake.site)
     assert result.outcome == "rolled"
     assert 0 < result.report.downtime_s < 200
+
+
+@pytest.mark.parametrize("years", [-10, 10])
+def test_downtime_knows_nothing_of_a_clock_that_jumps(
+    make, years: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = make(strategy="stateful", machines=1)
+    roll(fake, 1)
+
+    def jump(name: str) -> None:
+        if name == "launch before":
+            now = time.time()
+            monkeypatch.setattr(time, "time", lambda: now + years * 365 * 86400.0)
+
+    fake.world.at = jump
+    assert 0 < roll(fake, 2).report.downtime_s < 60
+
+
+def test_time_between_two_starts_of_a_host_goes_by_the_wall_clock() -> None:
+    before = clock_module.Instant(1000.0, 50.0, "a")
+    assert clock_module.Instant(1100.0, 51.5, "a").since(before) == 1.5
+    assert clock_module.Instant(1100.0, 51.5, "b").since(before) == 100.0
+    assert clock_module.Instant(900.0, 51.5, "b").since(before) == 0.0
 
 
 def stop_at(wanted: str) -> Callable[[str, str, str], None]:

@@ -12,12 +12,12 @@ from hypothesis import given
 
 from tests.support.fakes import FakeSite, make_deployment, make_image, make_site
 from toolkit import shell
+from toolkit.clock import host_uptime
 from toolkit.ledger.database import open_ledger
 from toolkit.machines import nspawn
 from toolkit.machines.nspawn import NspawnProvider
 from toolkit.model import Image, Release, Snapshot
 from toolkit.roll import command, expire
-from toolkit.roll.lease import host_uptime
 from toolkit.roll.prepare import Wanted
 from toolkit.roll.site import Site
 from toolkit.state import State

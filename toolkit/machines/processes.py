@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolkit.clock import host_boot
+
 START_TIME_FIELD = 19
 """Index of `starttime` in `/proc/PID/stat` after the command's closing bracket; proc(5)."""
 
@@ -53,8 +55,7 @@ def identify(pid: int) -> ProcessId | None:
         return None
     if fields[0] in "ZX":
         return None
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return ProcessId(pid, int(fields[START_TIME_FIELD]), boot)
+    return ProcessId(pid, int(fields[START_TIME_FIELD]), host_boot())
 
 
 def write_pid_file(path: Path, process: ProcessId) -> None:
@@ -70,7 +71,7 @@ def write_pid_file(path: Path, process: ProcessId) -> None:
 def read_pid_file(path: Path) -> ProcessId | None:
     """Return the process that a pid file names, or None without a usable file."""
     try:
-        return parse_process(path.read_text())
+        return parse_process(path.read_text(errors="replace"))
     except OSError:
         return None
 

@@ -24,7 +24,7 @@ from typing import Final, TypeVar
 
 from toolkit import shell
 from toolkit.errors import ConfigurationError, DeadlineExceeded, OutsideError, ToolkitError
-from toolkit.machines.processes import children
+from toolkit.machines.processes import children, identify, read_pid_file
 from toolkit.pools import haproxy_config, haproxy_socket, host
 from toolkit.pools.haproxy_socket import HaproxySocket, Processes
 
@@ -196,7 +196,7 @@ class HaproxyProcess:
             log=self._log,
             cwd=self.directory,
         )
-        host.write(self._pid_file, host.identity(pid) or "")
+        host.write(self._pid_file, str(identify(pid) or ""))
         self._await(lambda: self._is_loaded(config_text), since=0)
         self._restore_health(self._state_file.read_text())
 
@@ -338,14 +338,8 @@ class HaproxyProcess:
 
     def _pid(self) -> int | None:
         """Return the master's process id, unless it has ended and another has its number."""
-        try:
-            recorded = self._pid_file.read_text(errors="replace")
-        except FileNotFoundError:
-            return None
-        number = recorded.partition(" ")[0]
-        if not number.isdecimal() or host.identity(int(number)) != recorded:
-            return None
-        return int(number)
+        recorded = read_pid_file(self._pid_file)
+        return recorded.pid if recorded and recorded.is_alive else None
 
     def _end_leftovers(self) -> None:
         """Kill workers whose master is gone; they would hold the ports."""

@@ -13,6 +13,7 @@ from typing import Final
 
 from toolkit import shell
 from toolkit.errors import ConfigurationError
+from toolkit.machines.processes import identify
 
 _POLL_S: Final = 0.01
 _KILL_TIMEOUT_S: Final = 5.0
@@ -102,19 +103,6 @@ def _ip(*words: str) -> None:
     shell.run(["ip", *words], env=shell.environment(), timeout_s=30.0)
 
 
-def identity(pid: int) -> str | None:
-    """Return what tells a running process from any other, before and after; None if it ended."""
-    try:
-        # The second field is the program's name, in parentheses, and may contain anything.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    if fields[0] in "ZX":
-        return None
-    return f"{pid} {fields[19]} {boot}"
-
-
 def send(pid: int, number: signal.Signals) -> None:
     """Send a signal; a process that has ended is fine."""
     try:
@@ -161,7 +149,7 @@ def kill_all(program: str, *, argument: str) -> None:
         except OSError:
             continue
         if Path(argv[0]).name == program and argument in argv:
-            pid = int(entry.name)
-            known = identity(pid)
-            send(pid, signal.SIGKILL)
-            wait(lambda pid=pid, known=known: identity(pid) != known, timeout_s=_KILL_TIMEOUT_S)  # type: ignore[misc]
+            process = identify(int(entry.name))
+            if process:
+                process.send(signal.SIGKILL)
+                wait(lambda one=process: not one.is_alive, timeout_s=_KILL_TIMEOUT_S)  # type: ignore[misc]

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from toolkit import interrupt
+from toolkit.clock import Instant
 from toolkit.errors import (
     ConfigurationError,
     Interrupted,
@@ -325,7 +326,7 @@ def _conclude(
     if order.plan.strategy == "stateful":
         # From the ledger: what went before may have been seen by a process that was killed.
         entries = held.ledger.roll_entries(order.id)
-        roll.report.downtime_s = downtime_s(entries, now=time.time())
+        roll.report.downtime_s = downtime_s(entries, now=Instant.now())
     result = RollResult(
         order.id,
         roll.report.outcome,

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from toolkit.clock import Instant
 from toolkit.roll.journal import DONE, INTENT, UNDOING
 from toolkit.roll.plan import Effect
 
 
-def downtime_s(entries: Iterable[Mapping[str, Any]], *, now: float) -> float | None:
+def downtime_s(entries: Iterable[Mapping[str, Any]], *, now: Instant) -> float | None:
     """Return how long the one machine of a role served nobody; None when it never drained. Pure.
 
     A roll that was taken up has done steps again that changed nothing: on either way, forward and
@@ -17,10 +18,10 @@ def downtime_s(entries: Iterable[Mapping[str, Any]], *, now: float) -> float | N
 
     Args:
         entries: Of the roll, oldest first.
-        now: Seconds since the epoch, for a downtime that ends now.
+        now: For a downtime that ends now.
     """
     total_s: float | None = None
-    since: float | None = None
+    began: Instant | None = None
     seen: set[tuple[str, str]] = set()
     for entry in entries:
         if entry["kind"] == UNDOING:
@@ -29,10 +30,11 @@ def downtime_s(entries: Iterable[Mapping[str, Any]], *, now: float) -> float | N
         if what in seen:
             continue
         seen.add(what)
-        if what == (INTENT, Effect.DRAIN) and since is None:
-            since, total_s = entry["time"], total_s or 0.0
-        elif what == (DONE, Effect.ADMIT) and since is not None:
-            since, total_s = None, (total_s or 0.0) + max(entry["time"] - since, 0.0)
-    if since is not None:
-        total_s = (total_s or 0.0) + max(now - since, 0.0)
+        if what == (INTENT, Effect.DRAIN) and began is None:
+            began, total_s = Instant.from_data(entry["data"]["at"]), total_s or 0.0
+        elif what == (DONE, Effect.ADMIT) and began is not None:
+            total_s = (total_s or 0.0) + Instant.from_data(entry["data"]["at"]).since(began)
+            began = None
+    if began is not None:
+        total_s = (total_s or 0.0) + now.since(began)
     return total_s

@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from toolkit import interrupt
+from toolkit.clock import host_uptime
 from toolkit.errors import DidNotStart, OutsideError, SmokeTestsFailed, ToolkitError
 from toolkit.ledger.ledger import Ledger, MachineRecord
 from toolkit.model import LaunchOrder, SmokeCheck, TargetState, running_names
 from toolkit.ports import HookRunner, MachineProvider, Pool, SmokeRunner
 from toolkit.progress import Progress
 from toolkit.project.model import Timeouts
-from toolkit.roll import lease
 from toolkit.roll.journal import DONE, SWITCHED
 from toolkit.roll.plan import WHOLE, Effect, RollPlan, Step, step_from_data
 from toolkit.roll.watch import Thresholds, difference, judge, response_ms
@@ -296,7 +296,7 @@ class Effects:
 
     def keep_warm(self, one: Step, _observed: dict[str, Any]) -> None:
         """Keep the machines, drained, for a quick way back."""
-        until = lease.host_uptime() + float(one.argument or 0)
+        until = host_uptime() + float(one.argument or 0)
         self._crew.ledger.set_standing(list(one.machines), "warm", warm_until=until)
 
     def deregister(self, one: Step, _observed: dict[str, Any]) -> None:

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from toolkit.clock import host_uptime
 from toolkit.ledger.ledger import Ledger, MachineRecord
 from toolkit.model import Snapshot, running_names
 from toolkit.roll.journal import Journal
-from toolkit.roll.lease import Lease, host_uptime
+from toolkit.roll.lease import Lease
 from toolkit.roll.past import rollback_target
 from toolkit.roll.prepare import previous_roll
 from toolkit.roll.recover import find_orphans, remove_orphans

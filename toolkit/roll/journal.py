@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from toolkit import faults
+from toolkit.clock import Instant
 from toolkit.errors import ToolkitError
 from toolkit.ledger.ledger import Ledger
 
@@ -43,7 +44,7 @@ class Journal:
             A dictionary for what the body observed.
         """
         intent = {"effect": name, **data}
-        self._ledger.append(INTENT, intent, **self._place)
+        self._append(INTENT, intent)
         faults.reach(self._scope, name, "intended")
         observed: dict[str, Any] = {}
         began = time.monotonic()
@@ -51,9 +52,14 @@ class Journal:
             yield observed
         except ToolkitError as error:
             failed = {**intent, **observed, "error": error.message}
-            self._ledger.append(FAILED, failed, **self._place)
+            self._append(FAILED, failed)
             raise
         faults.reach(self._scope, name, "acted")
         seconds = round(time.monotonic() - began, 3)
-        self._ledger.append(DONE, {**intent, **observed, "seconds": seconds}, **self._place)
+        self._append(DONE, {**intent, **observed, "seconds": seconds})
         faults.reach(self._scope, name, "committed")
+
+    def _append(self, kind: str, data: dict[str, Any]) -> None:
+        # An entry's own time is the wall clock's, which may jump.
+        at = Instant.now().as_data()
+        self._ledger.append(kind, {**data, "at": at}, **self._place)

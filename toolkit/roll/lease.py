@@ -18,6 +18,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, insert, select, update
 
 from toolkit import shell
+from toolkit.clock import host_uptime
 from toolkit.errors import LeaseHeld, OutsideError
 from toolkit.ledger import tables
 from toolkit.ledger.ledger import Ledger, operator
@@ -200,8 +201,3 @@ def _release(ledger: Ledger, environment: str, epoch: int) -> None:
         # A full disk, say. What brought it up is on its way; the lease of a process that has
         # ended is free anyway.
         return
-
-
-def host_uptime() -> float:
-    """Return the seconds since this host's start, which nobody can set."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
