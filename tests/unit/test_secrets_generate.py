@@ -153,9 +153,7 @@ def test_an_edit_changes_only_what_it_changed() -> None:
     declared = MATRIX.secrets("a", "app")
 
     def names(*entries: Entry) -> tuple[str, ...]:
-        return edited_names(
-            before, Document("a", "app", {e.name: e for e in entries}), declared, "edited"
-        )
+        return edited_names(before, Document("a", "app", {e.name: e for e in entries}), declared)
 
     assert names(entry("api_token", 99, b"x")) == ()
     assert names(entry("api_token", 4, b"y")) == ("api_token",)

@@ -16,7 +16,7 @@ import click
 from toolkit.cli.audit import audit_command
 from toolkit.cli.context import Context, json_option, table, wait_option
 from toolkit.errors import ConfigurationError
-from toolkit.secrets.change import apply_edit, parts_from_bytes, set_parts
+from toolkit.secrets.change import apply_edit, edited_names, parts_from_bytes, set_parts
 from toolkit.secrets.declarations import load_matrix
 from toolkit.secrets.document import Document, as_text
 from toolkit.secrets.editor import edit_document
@@ -172,7 +172,12 @@ def edit_command(context: Context, environment: str, role: str) -> None:
     matrix = load_matrix(context.project, [environment])
     _require_role(matrix.roles(environment), role, environment)
     before = vaults.read(role) or Document(environment, role, {})
-    after = edit_document(before, ask_again=_ask_again)
+    declared = matrix.secrets(environment, role)
+    after = edit_document(
+        before,
+        check=lambda after: edited_names(before, after, declared),
+        ask_again=_ask_again,
+    )
     items = apply_edit(
         matrix,
         vaults,

@@ -143,8 +143,7 @@ def apply_edit(
             rotation of a changed secret is not finished.
     """
     environment, role = vaults.environment.name, before.role
-    where = f"the edited secrets of {environment}.{role}"
-    names = edited_names(before, after, matrix.secrets(environment, role), where)
+    names = edited_names(before, after, matrix.secrets(environment, role))
     if not names:
         return ()
     sharers = {name: matrix.sharers(environment, name) or (role,) for name in names}
@@ -178,13 +177,14 @@ def apply_edit(
 
 
 def edited_names(
-    before: Document, after: Document, declared: Collection[SecretSpec], where: str
+    before: Document, after: Document, declared: Collection[SecretSpec]
 ) -> tuple[str, ...]:
     """Return the secrets whose value was changed or added in an edit. Pure.
 
     Raises:
         ConfigurationError: One was removed, is not declared, or is not valid for its kind.
     """
+    where = f"the edited secrets of {before.environment}.{before.role}"
     specs = {secret.name: secret for secret in declared}
     removed = set(before.entries) - set(after.entries)
     if removed:

@@ -19,7 +19,12 @@ _INTRODUCTION = b"""\
 """
 
 
-def edit_document(before: Document, *, ask_again: Callable[[str], bool]) -> Document:
+def edit_document(
+    before: Document,
+    *,
+    check: Callable[[Document], object],
+    ask_again: Callable[[str], bool],
+) -> Document:
     """Give a document to `$VISUAL` or `$EDITOR` and return it as it comes back.
 
     The editor's home and temporary directories are the RAM directory too, since editors keep
@@ -27,10 +32,13 @@ def edit_document(before: Document, *, ask_again: Callable[[str], bool]) -> Docu
 
     Args:
         before: What to edit.
-        ask_again: Called with what is wrong with the result; whether to edit it again.
+        check: Raises a `ConfigurationError` if the result will not do.
+        ask_again: Called with what is wrong with the result; whether to edit it again. What was
+            typed is gone otherwise.
 
     Raises:
-        ConfigurationError: The result is not a document of this environment and role.
+        ConfigurationError: The result is not a document of this environment and role, or `check`
+            refuses it.
     """
     with ram_directory() as directory:
         path = directory / f"{before.environment}.{before.role}.yml"
@@ -40,12 +48,14 @@ def edit_document(before: Document, *, ask_again: Callable[[str], bool]) -> Docu
         while True:
             _edit(str(path), str(directory))
             try:
-                return document.parse(
+                after = document.parse(
                     path.read_bytes(),
                     environment=before.environment,
                     role=before.role,
                     where=f"the edited secrets of {before.environment}.{before.role}",
                 )
+                check(after)
+                return after
             except ConfigurationError as error:
                 if not ask_again(error.message):
                     raise
