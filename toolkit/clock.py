@@ -44,7 +44,7 @@ class Instant:
         By the wall clock only if the host was started anew in between, or was another one.
         """
         if self.boot == earlier.boot:
-            return self.uptime - earlier.uptime
+            return max(self.uptime - earlier.uptime, 0.0)
         return max(self.wall - earlier.wall, 0.0)
 
     def as_data(self) -> dict[str, Any]:

@@ -136,7 +136,11 @@ class Pool(Protocol):
     """The load-balancer group of one role in one environment. Targets are IP addresses."""
 
     def targets(self) -> Sequence[Target]:
-        """Return the places in use, as the balancer reports them."""
+        """Return the places in use, as the balancer reports them.
+
+        One that an operator has put into maintenance is in use, and its machine has no place to
+        anything else here but `register`, which gives it that one again, and `deregister`.
+        """
 
     def register(self, addresses: Collection[str]) -> None:
         """Give each address a place that is health-checked and gets no requests.

@@ -42,6 +42,9 @@ class Site(Protocol):
     def begin(self) -> RunningRequest:
         """Send a request that its machine does not answer yet."""
 
+    def hold(self, address: str) -> None:
+        """Put a machine's place into maintenance at the balancer, as an operator does."""
+
 
 def serving(pool: Pool) -> set[str]:
     return {target.address for target in pool.targets() if target.is_serving}
@@ -241,6 +244,51 @@ class PoolContract:
         while time.monotonic() < until:
             seen |= {target.is_healthy for target in pool.targets()}
         assert seen == {False}
+
+    def test_what_an_operator_puts_into_maintenance_stays_there(
+        self, pool: Pool, site: Site
+    ) -> None:
+        self.put_into_service(pool, *site.machines[:2])
+        pool.weigh([site.machines[0]], 10)
+        slots = {target.address: target.slot for target in pool.targets()}
+        site.hold(site.machines[0])
+
+        def states() -> dict[str, TargetState]:
+            return {target.address: target.state for target in pool.targets()}
+
+        held = {site.machines[0]: TargetState.MAINTENANCE, site.machines[1]: TargetState.READY}
+        assert states() == held
+        assert {site.ask() for _ in range(10)} == {site.machines[1]}
+        assert set(pool.counters()) == {site.machines[1]}
+        # Whatever happens to others.
+        pool.deregister([])
+        pool.register([site.nobody[0]])
+        pool.deregister([site.nobody[0]])
+        pool.drain([site.machines[0]])
+        assert states() == held
+        for refused in (pool.admit, lambda one: pool.weigh(one, 100)):
+            with pytest.raises(OutsideError):
+                refused([site.machines[0]])
+        assert states() == held
+
+        pool.register([site.machines[0]])
+        [again] = [one for one in pool.targets() if one.address == site.machines[0]]
+        assert again.slot == slots[site.machines[0]]
+        assert (again.state, again.is_healthy, again.percent) == (TargetState.DRAINING, False, 100)
+
+    def test_a_place_in_maintenance_is_taken_last(self, pool: Pool, site: Site) -> None:
+        pool.register([site.machines[0]])
+        site.hold(site.machines[0])
+        pool.register(site.nobody[: PLACES - 1])
+        assert len(pool.targets()) == PLACES
+        pool.register(site.nobody[:PLACES])
+        assert {target.address for target in pool.targets()} == set(site.nobody[:PLACES])
+
+    def test_a_place_in_maintenance_is_freed_as_any_other(self, pool: Pool, site: Site) -> None:
+        pool.register([site.machines[0]])
+        site.hold(site.machines[0])
+        pool.deregister([site.machines[0]])
+        assert list(pool.targets()) == []
 
     def test_a_machine_that_returns_is_checked_anew(self, pool: Pool, site: Site) -> None:
         self.put_into_service(pool, site.machines[0])

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -41,6 +41,7 @@ from toolkit.pools.haproxy_config import (
     UpstreamTls,
 )
 from toolkit.pools.haproxy_pool import HaproxyPool
+from toolkit.pools.haproxy_socket import HaproxySocket
 from toolkit.pools.local import LocalBalancer
 
 pytestmark = pytest.mark.host
@@ -249,6 +250,11 @@ class PublicSite:
 
     def begin(self) -> Held:
         return Held(self.ground, self.role)
+
+    def hold(self, address: str) -> None:
+        targets = self.ground.pool(self.role).targets()
+        [slot] = [target.slot for target in targets if target.address == address]
+        self.ground.balancer.admin.ask([f"set server pool_{self.role}/{slot} state maint"])
 
 
 def get(port: int, path: str = "/") -> tuple[int, str, dict[str, str]]:
@@ -541,41 +547,25 @@ class TestFreshChecks:
         app.deregister([NOBODY[0]])
         assert app.snapshot() == before
 
-    def test_what_was_put_into_maintenance_by_hand_keeps_its_place(
+    def test_freeing_that_is_cut_short_does_not_look_like_an_operators_maintenance(
         self, ground: Ground, app: HaproxyPool
     ) -> None:
-        put_into_service(app, *MACHINES[:2])
-        held, other = app.targets()
-        ground.balancer.admin.ask(
-            [
-                f"set server pool_app/{held.slot} weight 10%",
-                f"set server pool_app/{held.slot} state maint",
-            ]
-        )
-        states = {held.address: TargetState.MAINTENANCE, other.address: TargetState.READY}
-        assert {one.address: one.state for one in app.targets()} == states
-        ground.balancer.ensure(TestReload().changed(ground))
-        assert {one.address: one.state for one in app.targets()} == states
-        with pytest.raises(OutsideError):
-            app.admit([held.address])
+        """HAProxy drops the rest of a line when its client has ended."""
+        put_into_service(app, MACHINES[0])
+        ask, sent = HaproxySocket.ask, []
 
-        # Others get places that are free, it gets its own; and all of the traffic again.
-        app.register([NOBODY[0]])
-        assert {one.address: one.state for one in app.targets()} == states | {
-            NOBODY[0]: TargetState.DRAINING
-        }
-        app.register([held.address])
-        [again] = [one for one in app.targets() if one.address == held.address]
-        assert (again.slot, again.state, again.percent) == (held.slot, TargetState.DRAINING, 100)
+        def keep(admin: HaproxySocket, commands: Sequence[str]) -> str:
+            sent.extend(one for one in commands if one.startswith("set server"))
+            return ask(admin, [one for one in commands if not one.startswith("set server")])
 
-    def test_place_in_maintenance_is_taken_when_no_other_is_left(
-        self, ground: Ground, app: HaproxyPool
-    ) -> None:
-        app.register([MACHINES[0]])
-        [held] = app.targets()
-        ground.balancer.admin.ask([f"set server pool_app/{held.slot} state maint"])
-        app.register(NOBODY[:PLACES])
-        assert {one.address for one in app.targets()} == set(NOBODY[:PLACES])
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(OutsideError):
+            patch.setattr(HaproxySocket, "ask", keep)
+            app.deregister([MACHINES[0]])
+        for count in range(1, len(sent) + 1):
+            put_into_service(app, MACHINES[0])
+            ground.balancer.admin.ask(sent[:count])
+            assert TargetState.MAINTENANCE not in {one.state for one in app.targets()}
+        assert list(app.targets()) == []
 
 
 class TestReload:
@@ -590,7 +580,8 @@ class TestReload:
         app.drain([MACHINES[1]])
         app.register([MACHINES[2], NOBODY[0]])
         stream = ground.pool("stream")
-        put_into_service(stream, MACHINES[0])
+        put_into_service(stream, *MACHINES[:2])
+        PublicSite(ground, "stream").hold(MACHINES[1])
         app.await_healthy([MACHINES[2]], deadline_s=PATIENCE_S)
         before, before_stream = app.snapshot(), stream.snapshot()
         targets = app.targets()
@@ -730,10 +721,13 @@ class TestProcess:
     def test_killed_it_comes_back_with_every_slot_as_it_was(
         self, ground: Ground, app: HaproxyPool, victim: str
     ) -> None:
-        put_into_service(app, *MACHINES[:2])
+        put_into_service(app, *MACHINES)
         app.drain([MACHINES[1]])
-        before = app.snapshot()
+        # Of what is changed by hand it knows what it has seen.
+        PublicSite(ground, "app").hold(MACHINES[2])
         balancer = ground.balancer
+        balancer.ensure(ground.text)
+        before = app.snapshot()
         master = int((balancer.directory / "haproxy.pid").read_text().split()[0])
         victims = haproxy_pids(balancer.directory) if victim == "all" else {master}
         for pid in victims:

@@ -143,15 +143,18 @@ class FakePool:
     def register(self, addresses: Collection[str]) -> None:
         self._need_reachable()
         new = [a for a in dict.fromkeys(addresses) if a not in self._by_address()]
-        self.places = [
-            None if place and place.is_held and place.address in new else place
-            for place in self.places
-        ]
-        free = [number for number, place in enumerate(self.places) if place is None]
+        # Those held for somebody else last.
+        free = sorted(
+            (n for n, place in enumerate(self.places) if place is None or place.is_held),
+            key=lambda n: self.places[n] is not None,
+        )
         if len(new) > len(free):
             raise OutsideError(f"{len(free)} places are free, {len(new)} are needed")
         self._need_tested(new, "registered")
-        for number, address in zip(free, new, strict=False):
+        own = {p.address: n for n in free if (p := self.places[n]) and p.address in new}
+        rest = (number for number in free if number not in own.values())
+        for address in new:
+            number = own[address] if address in own else next(rest)
             with self.world.change("register"):
                 self.places[number] = Place(address)
 
@@ -183,6 +186,7 @@ class FakePool:
                 p.requests, p.errors, self.world.response_ms.get(p.address, 10.0) * bool(p.requests)
             )
             for p in self._used()
+            if not p.is_held
         }
 
     def count_anew(self) -> None:

@@ -43,6 +43,9 @@ class FakeClients:
         place.sessions += 1
         return Held(place)
 
+    def hold(self, address: str) -> None:
+        self.pool.hold([address])
+
 
 class TestFakePool(PoolContract):
     @pytest.fixture

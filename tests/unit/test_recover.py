@@ -828,6 +828,35 @@ def test_machine_in_maintenance_is_left_there_until_somebody_asks(fake: FakeSite
     assert len(fake.pool.serving()) == 2
 
 
+def test_machine_in_maintenance_that_ends_stays_out_too(fake: FakeSite) -> None:
+    roll(fake, 1)
+    held = fake.site.ledger.machines("test")[0]
+    fake.pool.hold([held.address])
+    fake.provider.end(held.name)
+    assert bring_up(fake.site) == []
+    assert held.address not in fake.pool.serving()
+    assert bring_up(fake.site, is_repair=True) == [held.name]
+    assert drift(fake.site) == []
+
+
+@pytest.mark.parametrize("strategy", ["blue-green", "rolling"])
+def test_roll_that_goes_back_leaves_in_maintenance_what_was(make, strategy: str) -> None:
+    """It may be there because it is broken; the roll must not hang on that."""
+    fake = make(strategy=strategy)
+    roll(fake, 1)
+    held, other = (one.address for one in fake.site.ledger.machines("test"))
+    fake.pool.hold([held])
+    fake.world.answering.discard(held)
+    cut_short(fake, 2, at="drain after")
+    [result] = command.abort(fake.site)
+    assert (result.outcome, result.error) == ("rolled-back", None)
+    assert fake.pool.serving() == {other}
+    assert {one.address: one.state for one in fake.pool.targets()} == {
+        held: TargetState.MAINTENANCE,
+        other: TargetState.READY,
+    }
+
+
 def test_role_without_tests_of_its_own_is_refused_before_anything_starts(fake: FakeSite) -> None:
     fake.smoke.has_tests = False
     with pytest.raises(ConfigurationError, match="no smoke tests"):

@@ -48,7 +48,7 @@ def _as_text(state: dict[str, Any]) -> str:
         f"commit {(state['commit'] or '-')[:12]}, by {state['by'] or '-'}"
     ]
     lines += [
-        f"  {one['name']:<24} {one['address']:<15} {one['state']:<10} "
+        f"  {one['name']:<24} {one['address']:<15} {one['state']:<11} "
         f"smoke {one['smoke']:<8} since {one['since']}"
         for one in state["machines"]
     ]

@@ -103,6 +103,9 @@ class HaproxyProcess:
             self.start(config_text)
         elif loaded != _digest(config_text):
             self._reload(config_text)
+        else:
+            # With what somebody has changed by hand.
+            self.remember(self.admin.ask(["show servers state"]))
 
     def start(self, config_text: str) -> None:
         """Start HAProxy and wait until it takes commands; slots are as they were last.

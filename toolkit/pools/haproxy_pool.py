@@ -90,7 +90,7 @@ class _Slot:
     def is_held(self) -> bool:
         """Whether a machine's slot is in maintenance, as nobody but an operator leaves it.
 
-        Who frees a slot takes its address away in the same line of commands.
+        Who frees a slot takes its address away first.
         """
         return self.admin is _Admin.MAINTENANCE and not self._points_nowhere
 
@@ -273,12 +273,16 @@ class HaproxyPool:
         """
         commands: list[str] = []
         for slot in self._slots():
-            if slot.address not in addresses and (slot.is_taken or slot.is_reset):
+            if slot.address not in addresses and (slot.is_taken or slot.is_held or slot.is_reset):
                 continue
             server = self._server(slot)
             commands += [
-                f"set server {server} state maint",
+                # Maintenance comes after the address has gone: HAProxy drops the rest of a line
+                # whose client has ended (seen on 2.6.12), and what that leaves must not look as
+                # if an operator had put the machine into maintenance.
+                f"set server {server} state drain",
                 f"set server {server} addr {FREE_ADDRESS} port {FREE_PORT}",
+                f"set server {server} state maint",
                 f"set server {server} weight 100%",
             ]
         self._change(commands)
@@ -311,8 +315,14 @@ class HaproxyPool:
         self._balancer.remember(f"1\n# be_id {table}")
 
     def _require(self, addresses: Collection[str]) -> list[_Slot]:
-        found = {slot.address: slot for slot in self._slots() if slot.is_taken}
+        slots = self._slots()
+        found = {slot.address: slot for slot in slots if slot.is_taken}
         unknown = sorted(set(addresses) - set(found))
+        held = sorted({slot.address for slot in slots if slot.is_held}.intersection(unknown))
+        if held:
+            raise OutsideError(
+                f"pool {self._role}: {', '.join(held)} was put into maintenance at the balancer"
+            )
         if unknown:
             raise OutsideError(f"pool {self._role} has no slot for {', '.join(unknown)}")
         return [found[address] for address in dict.fromkeys(addresses)]

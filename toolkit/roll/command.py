@@ -292,6 +292,7 @@ def _begin(
         order={
             "plan": plan_to_data(order.plan),
             "records": [asdict(one) for one in order.records.values()],
+            "held": list(order.held),
         },
         is_rollback=is_rollback,
     )
@@ -352,6 +353,7 @@ def _restore_order(site: Site, record: RollRecord) -> RollOrder:
         [MachineRecord(**one) for one in data["records"]],
         gather_inputs(site, record.role),
         roll_id=record.id,
+        held=data["held"],
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from toolkit import interrupt
 from toolkit.clock import host_uptime
 from toolkit.errors import DidNotStart, OutsideError, SmokeTestsFailed, ToolkitError
 from toolkit.ledger.ledger import Ledger, MachineRecord
-from toolkit.model import LaunchOrder, SmokeCheck, TargetState, running_names
+from toolkit.model import LaunchOrder, SmokeCheck, Target, TargetState, running_names
 from toolkit.ports import HookRunner, MachineProvider, Pool, SmokeRunner
 from toolkit.progress import Progress
 from toolkit.project.model import Timeouts
@@ -60,6 +60,7 @@ class RollOrder:
         records: Machine name to what the ledger holds of it, of all machines in the plan.
         timeouts: Deadlines of the steps.
         thresholds: By which new machines are judged while they are watched.
+        held: Old machines that were in maintenance when the roll began.
     """
 
     id: str
@@ -71,6 +72,7 @@ class RollOrder:
     records: Mapping[str, MachineRecord]
     timeouts: Timeouts
     thresholds: Thresholds
+    held: Collection[str] = ()
 
 
 @dataclass(slots=True)
@@ -322,15 +324,18 @@ class Effects:
 
     def serving(self) -> set[str]:
         """Return the addresses that the balancer sends requests to."""
-        return {target.address for target in self._crew.pool.targets() if target.is_serving}
+        return self._addresses_by(lambda target: target.is_serving)
 
     def placed(self) -> set[str]:
         """Return the addresses that have a place in the pool to admit them to."""
-        return {
-            target.address
-            for target in self._crew.pool.targets()
-            if target.state is not TargetState.MAINTENANCE
-        }
+        return self._addresses_by(lambda target: target.state is not TargetState.MAINTENANCE)
+
+    def in_maintenance(self) -> set[str]:
+        """Return the addresses that an operator has put into maintenance."""
+        return self._addresses_by(lambda target: target.state is TargetState.MAINTENANCE)
+
+    def _addresses_by(self, is_meant: Callable[[Target], bool]) -> set[str]:
+        return {target.address for target in self._crew.pool.targets() if is_meant(target)}
 
     def _addresses(self, machines: Sequence[str]) -> list[str]:
         return [self.address(name) for name in machines]

@@ -180,7 +180,11 @@ def plan_restore(machines: Sequence[str]) -> tuple[Step, ...]:
 
 
 def plan_undo(
-    plan: RollPlan, begun: Sequence[Step], *, untested: Collection[str] = ()
+    plan: RollPlan,
+    begun: Sequence[Step],
+    *,
+    untested: Collection[str] = (),
+    held: Collection[str] = (),
 ) -> tuple[Step, ...]:
     """Plan the way back from wherever a roll has got to.
 
@@ -194,12 +198,13 @@ def plan_undo(
         plan: The roll.
         begun: The steps that were at least begun, in order.
         untested: Old machines that do not run, or have not passed since they were started.
+        held: Old machines that an operator keeps in maintenance: they did not serve before.
     """
     touched = Touched(begun)
     drained = touched.by(Effect.DRAIN, plan.old)
     # Where new machines serve already, their going must not leave the place of a dead one empty.
     missing = untested if touched.by(Effect.ADMIT, plan.new) else ()
-    returning = tuple(name for name in plan.old if name in {*drained, *missing})
+    returning = tuple(name for name in plan.old if name in {*drained, *missing} - {*held})
     arrival = _bring_back(touched, returning, untested)
     departure = _discard(touched, plan)
     if leaving := touched.by(Effect.DEREGISTER, plan.retired):

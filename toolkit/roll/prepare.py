@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from toolkit.errors import ConfigurationError, NotFound
 from toolkit.ledger.ledger import Ledger, MachineRecord, RollRecord
-from toolkit.model import Image, Release, running_names
+from toolkit.model import Image, Release, TargetState, running_names
 from toolkit.project.settings import role_settings
 from toolkit.roll.effects import RollOrder
 from toolkit.roll.orders import Inputs, endpoints
@@ -140,7 +140,15 @@ def prepare_roll(
         new=[one.name for one in new],
         retired=[one.name for one in warm],
     )
-    return make_order(site, role, plan, (*warm, *old, *new), inputs, roll_id=roll_id)
+    return make_order(
+        site,
+        role,
+        plan,
+        (*warm, *old, *new),
+        inputs,
+        roll_id=roll_id,
+        held=_in_maintenance(site, role, old),
+    )
 
 
 def prepare_return(
@@ -170,7 +178,15 @@ def prepare_return(
     plan = plan_return(
         policy_of(site, role), old=[one.name for one in old], warm=[one.name for one in warm]
     )
-    return make_order(site, role, plan, (*old, *warm), inputs, roll_id=roll_id)
+    return make_order(
+        site,
+        role,
+        plan,
+        (*old, *warm),
+        inputs,
+        roll_id=roll_id,
+        held=_in_maintenance(site, role, old),
+    )
 
 
 def make_order(
@@ -181,8 +197,19 @@ def make_order(
     inputs: Inputs,
     *,
     roll_id: str,
+    held: Collection[str] = (),
 ) -> RollOrder:
-    """Return the order that carries out a plan."""
+    """Return the order that carries out a plan.
+
+    Args:
+        site: Where.
+        role: Which role.
+        plan: What to do.
+        records: Of the machines in it.
+        inputs: The role's configuration and secrets.
+        roll_id: Name of the roll.
+        held: Old machines that were in maintenance when it began.
+    """
     deployment = site.environment.deployments[role]
     soak = deployment.soak
     return RollOrder(
@@ -198,6 +225,7 @@ def make_order(
         records={one.name: one for one in records},
         timeouts=deployment.timeouts,
         thresholds=Thresholds(soak.max_error_percent, soak.min_requests, soak.max_response_ratio),
+        held=held,
     )
 
 
@@ -255,6 +283,15 @@ def _old_machines(site: Site, role: str) -> list[MachineRecord]:
     # One recorded as new was coming back when `up` was cut short or its tests failed.
     meant = [one for one in recorded if one.standing != "warm"]
     return sorted(meant, key=lambda one: one.name not in running)
+
+
+def _in_maintenance(site: Site, role: str, machines: Sequence[MachineRecord]) -> tuple[str, ...]:
+    held = {
+        target.address
+        for target in site.pools[role].targets()
+        if target.state is TargetState.MAINTENANCE
+    }
+    return tuple(one.name for one in machines if one.address in held)
 
 
 def _free_addresses(site: Site, role: str, recorded: Sequence[MachineRecord]) -> tuple[str, ...]:

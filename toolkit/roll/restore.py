@@ -82,10 +82,13 @@ def _find_absent(site: Site, role: str, held: Lease, *, is_repair: bool) -> list
     return [
         one
         for one in members
-        if one.name not in running
-        or not one.is_member
-        or one.address not in states
-        or (is_repair and states[one.address] is not TargetState.READY)
+        if (is_repair or states.get(one.address) is not TargetState.MAINTENANCE)
+        and (
+            one.name not in running
+            or not one.is_member
+            or one.address not in states
+            or (is_repair and states[one.address] is not TargetState.READY)
+        )
     ]
 
 

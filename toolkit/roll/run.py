@@ -114,7 +114,8 @@ class Roll:
             self._effects.note(UNDOING, {"reason": reason, "cause": name})
         untested = self._untested() | self._displaced(begun)
         with self._smoke_failure_is(f"{self._order.role} could not go back"):
-            for one in plan_undo(self._order.plan, begun, untested=untested):
+            plan = self._order.plan
+            for one in plan_undo(plan, begun, untested=untested, held=self._held()):
                 self._do(one)
         self.report.outcome = "rolled-back" if self._has_touched_pool(begun) else "discarded"
         return self.report
@@ -156,6 +157,11 @@ class Roll:
         suspects = {*touched.by(Effect.DRAIN, old)} - {*touched.by(Effect.DEREGISTER, old)}
         placed = self._effects.placed() if suspects else set()
         return {name for name in suspects if self._effects.address(name) not in placed}
+
+    def _held(self) -> set[str]:
+        """Return the old machines that were in maintenance before the roll, and still are."""
+        addresses = self._effects.in_maintenance() if self._order.held else set()
+        return {name for name in self._order.held if self._effects.address(name) in addresses}
 
     def _begun(self) -> tuple[Step, ...]:
         """Return the forward steps that were at least begun, as the ledger knows them."""
