@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from tests.support.fakes import FakePool, FakeSite, make_deployment, make_role, make_site
 from toolkit import clock as clock_module
@@ -27,11 +29,13 @@ from toolkit.errors import (
     ToolkitError,
     UnfinishedRoll,
 )
+from toolkit.ledger import tables
 from toolkit.ledger.database import open_ledger
 from toolkit.ledger.ledger import MachineRecord
 from toolkit.model import Machine, MachineState, SmokeCheck, Target, TargetState
 from toolkit.project.model import Canary, Soak
 from toolkit.roll import command, effects, journal, prepare, rotate
+from toolkit.roll.downtime import downtime_s
 from toolkit.roll.expire import retire
 from toolkit.roll.lifecycle import bring_up, take_down
 from toolkit.roll.observe import drift, observe
@@ -839,6 +843,18 @@ def test_machine_in_maintenance_that_ends_stays_out_too(fake: FakeSite) -> None:
     assert drift(fake.site) == []
 
 
+def test_roll_that_an_earlier_toolkit_began_can_be_ended(fake: FakeSite) -> None:
+    """Before it was recorded what was in maintenance."""
+    roll(fake, 1)
+    cut_short(fake, 2, at="drain after")
+    [record] = fake.site.ledger.unfinished_rolls("test")
+    order = {key: value for key, value in record.order.items() if key != "held"}
+    with fake.site.ledger.transaction() as connection:
+        only = tables.rolls.c.id == record.id
+        connection.execute(update(tables.rolls).where(only).values(order=order))
+    assert command.abort(fake.site)[0].outcome == "rolled-back"
+
+
 @pytest.mark.parametrize("strategy", ["blue-green", "rolling"])
 def test_roll_that_goes_back_leaves_in_maintenance_what_was(make, strategy: str) -> None:
     """It may be there because it is broken; the roll must not hang on that."""
@@ -978,6 +994,20 @@ def test_downtime_knows_nothing_of_a_clock_that_jumps(
 
     fake.world.at = jump
     assert 0 < roll(fake, 2).report.downtime_s < 60
+
+
+def test_downtime_of_a_roll_that_an_earlier_toolkit_began() -> None:
+    """Its entries have the wall clock's time alone."""
+
+    def entry(number: int, kind: str, effect: str) -> dict[str, Any]:
+        return {
+            "sequence": number, "time": 100.0 * number, "kind": kind, "data": {"effect": effect}
+        }  # fmt: skip
+
+    entries = [entry(1, journal.INTENT, "drain"), entry(3, journal.DONE, "admit")]
+    now = clock_module.Instant.now()
+    assert downtime_s(entries, now=now) == 200.0
+    assert downtime_s(entries[:1], now=now) == now.wall - 100.0
 
 
 def test_time_between_two_starts_of_a_host_goes_by_the_wall_clock() -> None:

@@ -353,7 +353,8 @@ def _restore_order(site: Site, record: RollRecord) -> RollOrder:
         [MachineRecord(**one) for one in data["records"]],
         gather_inputs(site, record.role),
         roll_id=record.id,
-        held=data["held"],
+        # A roll of before this was recorded had none.
+        held=data.get("held", ()),
     )
 
 

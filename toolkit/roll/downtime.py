@@ -31,10 +31,17 @@ def downtime_s(entries: Iterable[Mapping[str, Any]], *, now: Instant) -> float |
             continue
         seen.add(what)
         if what == (INTENT, Effect.DRAIN) and began is None:
-            began, total_s = Instant.from_data(entry["data"]["at"]), total_s or 0.0
+            began, total_s = _instant(entry), total_s or 0.0
         elif what == (DONE, Effect.ADMIT) and began is not None:
-            total_s = (total_s or 0.0) + Instant.from_data(entry["data"]["at"]).since(began)
+            total_s = (total_s or 0.0) + _instant(entry).since(began)
             began = None
     if began is not None:
         total_s = (total_s or 0.0) + now.since(began)
     return total_s
+
+
+def _instant(entry: Mapping[str, Any]) -> Instant:
+    if "at" in entry["data"]:
+        return Instant.from_data(entry["data"]["at"])
+    # An entry of before that was recorded has the wall clock's time alone.
+    return Instant(entry["time"], 0.0, f"entry {entry['sequence']}")
