@@ -124,6 +124,7 @@ SPOILED_ENVIRONMENT = {
     "too many machines": ("database: {machines: 1}", "database: {machines: 2}",
                           [":roles.database.machines: "]),
     "unknown role": ("roles:\n", "roles:\n  archive: {machines: 1}\n", [":roles.archive: "]),
+    "not IPv4": ('public: "127.0.0.1:', 'public: "::1:', [":roles.web.public: "]),
     "not loopback": ('public: "127.0.0.1:', 'public: "192.0.2.1:', [":roles.web.public: "]),
     "bad network": ("network: 10.90.0.0/24", "network: 10.90.0.0/30", [":network: "]),
 }  # fmt: skip

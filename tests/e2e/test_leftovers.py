@@ -111,7 +111,7 @@ def test_after_a_bake_that_was_ended(number, site):
     assert store_listing(site.state / "store") == before
     if number == signal.SIGKILL:
         assert answer.exit_code == -signal.SIGKILL
-        assert any(name.startswith("build-") for name in groups(site.state_id))
+        assert any(name.startswith("@build-") for name in groups(site.state_id))
         site.toolkit.result("bake", "app")
     else:
         assert answer.exit_code == 130

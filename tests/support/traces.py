@@ -39,13 +39,12 @@ def leftovers(state: Path, state_id: str, machines: Collection[str], environment
 
 
 def groups(state_id: str) -> set[str]:
-    """Return control groups: `ENVIRONMENT/MACHINE`, and names of those of a bake."""
+    """Return control groups: `ENVIRONMENT/MACHINE`, and those of bakes and of Ansible."""
     top = f"toolkit-{state_id}"
     found = set()
     for name in cgroups.groups_below(top):
         inner = cgroups.groups_below(f"{top}/{name}")
-        is_bake = name.startswith(("build-", "ansible-"))
-        found |= {name} if is_bake or not inner else {f"{name}/{one}" for one in inner}
+        found |= {name} if "@" in name or not inner else {f"{name}/{one}" for one in inner}
     return found
 
 

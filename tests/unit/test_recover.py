@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from toolkit.ledger import tables
 from toolkit.ledger.database import open_ledger
 from toolkit.ledger.ledger import MachineRecord
 from toolkit.model import Machine, MachineState, SmokeCheck, Target, TargetState
-from toolkit.project.model import Canary, Soak
+from toolkit.project.model import Canary, Soak, Timeouts
 from toolkit.roll import command, effects, journal, prepare, rotate
 from toolkit.roll.downtime import downtime_s
 from toolkit.roll.expire import retire
@@ -830,6 +830,26 @@ def test_machine_in_maintenance_is_left_there_until_somebody_asks(fake: FakeSite
     assert len(bring_up(fake.site, is_repair=True)) == 1
     assert drift(fake.site) == []
     assert len(fake.pool.serving()) == 2
+
+
+def test_machines_may_take_as_long_to_end_as_their_role_says(
+    make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = make(keep_warm_s=1e-9, timeouts=Timeouts(60.0, 60.0, 60.0, 60.0, 123.0))
+    roll(fake, 1)
+    roll(fake, 2)
+    given: list[float] = []
+    destroy = fake.provider.destroy
+
+    def watched(names: Sequence[str], *, deadline_s: float) -> None:
+        given.append(deadline_s)
+        destroy(names, deadline_s=deadline_s)
+
+    monkeypatch.setattr(fake.provider, "destroy", watched)
+    assert len(retire(fake.site, is_dry_run=False)) == 2
+    assert len(take_down(fake.site)) == 2
+    assert given == [123.0, 123.0, 123.0]
+    assert fake.site.environment.stop_s("gone") == 20.0
 
 
 def test_machine_in_maintenance_that_ends_stays_out_too(fake: FakeSite) -> None:

@@ -31,6 +31,9 @@ FINISH_TIMEOUT_S = 300.0
 SOURCE_INSIDE = "/run/toolkit/source"
 BUILD_HOST = "build"
 
+BUILD = "@build"
+"""Names of control groups begin with it, and a directory has it: as no environment's name does."""
+
 HOST_RESOLVER = Path("/etc/resolv.conf")
 HOST_AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 
@@ -81,7 +84,7 @@ def applied_role(
         source = scratch / "source"
         if layer.source_paths:
             checkout.export(layer.source_paths, source)
-        with _build_machine(layer, scratch=scratch, below=below, state=state) as machine:
+        with _build_machine(scratch=scratch, below=below, state=state) as machine:
             watched = scratch / "watch"
             watch.prepare(watched, upper=scratch / "upper", init_pid=machine.init_pid)
             _apply(layer, machine, watched=watched, project=project, state=state, progress=progress)
@@ -102,9 +105,7 @@ def applied_role(
 
 
 @contextmanager
-def _build_machine(
-    layer: LayerSpec, *, scratch: Path, below: Sequence[Path], state: State
-) -> Iterator[Container]:
+def _build_machine(*, scratch: Path, below: Sequence[Path], state: State) -> Iterator[Container]:
     """Boot a machine that writes to `scratch/upper`; power it off at the end.
 
     It is on the host's network, with the host's resolver and certificate authorities mounted,
@@ -119,14 +120,14 @@ def _build_machine(
     if (scratch / "source").is_dir():
         arguments.append(f"--bind-ro={scratch / 'source'}:{SOURCE_INSIDE}")
     name = scratch.name
-    cgroup = f"toolkit-{state.id}/build-{name}"
-    machine = Container(cgroup=cgroup, files=make_private(state.runtime / "build") / name)
+    cgroup = f"toolkit-{state.id}/{BUILD}-{name}"
+    machine = Container(cgroup=cgroup, files=make_private(state.runtime / BUILD) / name)
     try:
         machine.start(
             ContainerOrder(
                 name=BUILD_HOST,
                 layers=below,
-                mountpoint=state.runtime / "build" / "mnt",
+                mountpoint=state.runtime / BUILD / "mnt",
                 cgroup=cgroup,
                 arguments=[*arguments, "--", "systemd.unit=basic.target"],
                 upper=scratch / "upper",
@@ -191,8 +192,8 @@ def sweep(state: State) -> None:
     """Remove what a killed bake left behind. The caller holds the bake's lock."""
     group = f"toolkit-{state.id}"
     for name in cgroups.groups_below(group):
-        if name.startswith("build-"):
+        if name.startswith(BUILD):
             cgroups.remove(f"{group}/{name}")
     shutil.rmtree(state.work, ignore_errors=True)
-    shutil.rmtree(state.runtime / "build", ignore_errors=True)
+    shutil.rmtree(state.runtime / BUILD, ignore_errors=True)
     runner.sweep(state, runner.BAKE)

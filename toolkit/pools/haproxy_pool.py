@@ -191,11 +191,9 @@ class HaproxyPool:
         Raises:
             OutsideError: An address has no slot; nothing was changed.
         """
-        commands: list[str] = []
-        for slot in self._require(addresses):
-            server = self._server(slot)
-            commands.append(f"set server {server} state ready")
-        self._change(commands)
+        self._change(
+            [f"set server {self._server(slot)} state ready" for slot in self._require(addresses)]
+        )
 
     def weigh(self, addresses: Collection[str], percent: float) -> None:
         """Set the addresses' share of new requests; see `toolkit.ports.Pool`.

@@ -11,6 +11,9 @@ from typing import Any, Final
 MOST_MACHINES: Final = 50
 """That a role may have in an environment."""
 
+STOP_S: Final = 20.0
+"""How long a machine may take to end, unless its role says otherwise."""
+
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
@@ -217,3 +220,11 @@ class Environment:
     network: ipaddress.IPv4Network
     keys: KeySetting
     deployments: Mapping[str, Deployment]
+
+    def stop_s(self, *roles: str) -> float:
+        """Return how long machines of these roles, or else of all, may take to end, in seconds.
+
+        Machines of a role that is gone from the environment may take what others do by default.
+        """
+        found = (self.deployments.get(role) for role in roles or self.deployments)
+        return max((one.timeouts.stop_s for one in found if one), default=STOP_S)

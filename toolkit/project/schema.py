@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from toolkit.project.model import MOST_MACHINES
+from toolkit.project.model import MOST_MACHINES, STOP_S
 
 NAME_PATTERN = r"^[a-z][a-z0-9_]{0,30}$"
 """A role's name: an Ansible role, an inventory group and part of machine names at once."""
@@ -57,7 +57,11 @@ def _loopback(listen: str) -> str:
     host, separator, port = listen.rpartition(":")
     if not separator or not port.isdigit() or not 0 < int(port) < 65536:
         raise ValueError("must be ADDRESS:PORT, as in 127.0.0.1:8443")
-    if not ipaddress.ip_address(host).is_loopback:
+    try:
+        is_loopback = ipaddress.IPv4Address(host).is_loopback
+    except ValueError:
+        raise ValueError("must be an IPv4 address and a port, as in 127.0.0.1:8443") from None
+    if not is_loopback:
         raise ValueError("must be a loopback address: this provider publishes nowhere else")
     return listen
 
@@ -131,7 +135,7 @@ class TimeoutsEntry(Strict):
     smoke_s: float = Field(120.0, gt=0)
     healthy_s: float = Field(30.0, gt=0)
     drain_s: float = Field(30.0, gt=0)
-    stop_s: float = Field(20.0, gt=0)
+    stop_s: float = Field(STOP_S, gt=0)
 
 
 class CanaryEntry(Strict):

@@ -16,8 +16,6 @@ from toolkit.roll.prepare import previous_roll
 from toolkit.roll.recover import find_orphans, remove_orphans
 from toolkit.roll.site import Site
 
-STOP_DEADLINE_S = 20.0
-
 
 def retire(site: Site, *, is_dry_run: bool, wait_s: float = 0.0) -> list[str]:
     """Remove machines past their warm window and machines that nothing knows.
@@ -107,7 +105,7 @@ def remove_machines(site: Site, held: Lease, machines: Sequence[MachineRecord]) 
         with journal.effect("retire", {"machine": one.name}):
             if one.role in site.pools and site.balancer.is_running():
                 site.pools[one.role].deregister([one.address])
-            site.provider.destroy([one.name], deadline_s=STOP_DEADLINE_S)
+            site.provider.destroy([one.name], deadline_s=site.environment.stop_s(one.role))
             held.ledger.forget_machines([one.name])
         held.ledger.append("machine.retired", {"machine": one.name}, **place)
 

@@ -16,8 +16,6 @@ from toolkit.roll.recover import remove_orphans
 from toolkit.roll.restore import restore
 from toolkit.roll.site import Site
 
-STOP_DEADLINE_S = 20.0
-
 
 def bring_up(site: Site, *, is_repair: bool = False, wait_s: float = 0.0) -> list[str]:
     """Have the environment's network and balancer run, and every machine that is meant to.
@@ -89,7 +87,7 @@ def take_down(site: Site, *, data: Iterable[Path] = (), wait_s: float = 0.0) -> 
             step(site.progress, f"{len(machines)} machines of {name}"),
             journal.effect("machines", {"machines": machines}),
         ):
-            site.provider.destroy(machines, deadline_s=STOP_DEADLINE_S)
+            site.provider.destroy(machines, deadline_s=site.environment.stop_s())
         ledger.forget_machines(machines)
         with step(site.progress, f"network of {name}"), journal.effect("network", {}):
             site.network.down()
