@@ -16,7 +16,7 @@ from toolkit.cli.context import Context, json_option, short
 def status(context: Context, environments: tuple[str, ...]) -> None:
     """Show what runs and what serves, as machines and balancers report it now.
 
-    Without an ENVIRONMENT, every environment of the project.
+    Without an ENVIRONMENT, every environment that is up.
 
     \b
     Example:
