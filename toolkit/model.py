@@ -190,6 +190,11 @@ class Target:
         return self.state is TargetState.READY and self.is_healthy
 
 
+def held_addresses(targets: Iterable[Target]) -> set[str]:
+    """Return the addresses that an operator has put into maintenance."""
+    return {one.address for one in targets if one.state is TargetState.MAINTENANCE}
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """A copy of a volume, as it was before a roll.

@@ -12,7 +12,7 @@ from toolkit import interrupt
 from toolkit.clock import host_uptime
 from toolkit.errors import DidNotStart, OutsideError, SmokeTestsFailed, ToolkitError
 from toolkit.ledger.ledger import Ledger, MachineRecord
-from toolkit.model import LaunchOrder, SmokeCheck, Target, TargetState, running_names
+from toolkit.model import LaunchOrder, SmokeCheck, held_addresses, running_names
 from toolkit.ports import HookRunner, MachineProvider, Pool, SmokeRunner
 from toolkit.progress import Progress
 from toolkit.project.model import Timeouts
@@ -324,18 +324,16 @@ class Effects:
 
     def serving(self) -> set[str]:
         """Return the addresses that the balancer sends requests to."""
-        return self._addresses_by(lambda target: target.is_serving)
+        return {target.address for target in self._crew.pool.targets() if target.is_serving}
 
     def placed(self) -> set[str]:
         """Return the addresses that have a place in the pool to admit them to."""
-        return self._addresses_by(lambda target: target.state is not TargetState.MAINTENANCE)
+        targets = self._crew.pool.targets()
+        return {target.address for target in targets} - held_addresses(targets)
 
     def in_maintenance(self) -> set[str]:
         """Return the addresses that an operator has put into maintenance."""
-        return self._addresses_by(lambda target: target.state is TargetState.MAINTENANCE)
-
-    def _addresses_by(self, is_meant: Callable[[Target], bool]) -> set[str]:
-        return {target.address for target in self._crew.pool.targets() if is_meant(target)}
+        return held_addresses(self._crew.pool.targets())
 
     def _addresses(self, machines: Sequence[str]) -> list[str]:
         return [self.address(name) for name in machines]

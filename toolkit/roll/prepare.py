@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from toolkit.errors import ConfigurationError, NotFound
 from toolkit.ledger.ledger import Ledger, MachineRecord, RollRecord
-from toolkit.model import Image, Release, TargetState, running_names
+from toolkit.model import Image, Release, held_addresses, running_names
 from toolkit.project.settings import role_settings
 from toolkit.roll.effects import RollOrder
 from toolkit.roll.orders import Inputs, endpoints
@@ -286,11 +286,7 @@ def _old_machines(site: Site, role: str) -> list[MachineRecord]:
 
 
 def _in_maintenance(site: Site, role: str, machines: Sequence[MachineRecord]) -> tuple[str, ...]:
-    held = {
-        target.address
-        for target in site.pools[role].targets()
-        if target.state is TargetState.MAINTENANCE
-    }
+    held = held_addresses(site.pools[role].targets())
     return tuple(one.name for one in machines if one.address in held)
 
 
