@@ -1,5 +1,7 @@
 """The balancer's configuration from values, and its answers to values. Pure."""
 
+import socket
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -252,3 +254,49 @@ def test_information_keeps_colons_in_values() -> None:
 def test_a_socket_that_is_not_there_is_an_outside_error(tmp_path: Path) -> None:
     with pytest.raises(OutsideError, match="cannot be reached"):
         HaproxySocket(tmp_path / "admin.sock").ask(["show info"])
+
+
+class OneAnswer:
+    """Listens like HAProxy, and answers the first line with this text, whatever it asks."""
+
+    def __init__(self, path: Path, answer: str) -> None:
+        self._listening = socket.socket(socket.AF_UNIX)
+        self._listening.bind(str(path))
+        self._listening.listen()
+        self._answer = answer.encode()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with self._listening:
+            connection, _ = self._listening.accept()
+            with connection:
+                connection.makefile("rb").readline()
+                connection.sendall(self._answer)
+
+
+SLOTS = "1\n# be_id be_name srv_name\n4 pool_app slot1\n4 pool_app slot2\n\n"
+COUNTS = "# pxname,svname\npool_app,slot1\npool_app,slot2\n\n"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param("", id="nothing"),
+        pytest.param(SLOTS[:-20], id="a row that is not whole"),
+        pytest.param(SLOTS[:-1], id="a table that is not whole"),
+        pytest.param(SLOTS, id="one answer of two"),
+        pytest.param(SLOTS + COUNTS[:-1], id="a second table that is not whole"),
+    ],
+)
+def test_an_answer_that_ends_early_is_not_taken_for_one(tmp_path: Path, answer: str) -> None:
+    """A worker that is killed leaves what it had written; slots would be missing from it."""
+    path = tmp_path / "admin.sock"
+    OneAnswer(path, answer)
+    with pytest.raises(OutsideError, match="before its answer was whole"):
+        HaproxySocket(path).ask(["show servers state", "show stat"])
+
+
+def test_whole_answers_are_told_by_the_line_that_ends_each(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    OneAnswer(path, SLOTS + COUNTS)
+    assert HaproxySocket(path).ask(["show servers state", "show stat"]) == SLOTS + COUNTS

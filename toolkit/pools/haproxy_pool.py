@@ -214,15 +214,13 @@ class HaproxyPool:
         They go on counting when a slot changes hands: compare two readings. Response times are an
         average over a slot's last requests, whoever answered them: see `count_anew`.
         """
-        answer = self._balancer.admin.ask([f"show stat {self._backend} 4 -1"])
-        rows = {row["svname"]: row for row in haproxy_socket.parse_stat(answer)}
         return {
             slot.address: Counters(
-                requests=_number(rows[slot.name], "stot"),
-                errors=sum(_number(rows[slot.name], name) for name in ERROR_COUNTERS),
-                response_ms=float(_number(rows[slot.name], "rtime")),
+                requests=_number(counts, "stot"),
+                errors=sum(_number(counts, name) for name in ERROR_COUNTERS),
+                response_ms=float(_number(counts, "rtime")),
             )
-            for slot in self._slots()
+            for slot, counts in self._rows(self._balancer.admin)
             if slot.is_taken
         }
 
@@ -254,13 +252,13 @@ class HaproxyPool:
         still carry.
         """
 
+        def carried() -> Iterator[_Slot]:
+            yield from self._slots()
+            for worker in self._balancer.leaving_workers():
+                yield from self._slots_of_leaving(worker)
+
         def are_drained() -> bool:
-            return not any(
-                slot.sessions
-                for worker in (self._balancer.admin, *self._balancer.leaving_workers())
-                for slot in self._slots_of(worker, is_leaving=worker is not self._balancer.admin)
-                if slot.address in addresses
-            )
+            return not any(slot.sessions for slot in carried() if slot.address in addresses)
 
         return host.wait(are_drained, timeout_s=deadline_s, poll_s=_POLL_S)
 
@@ -326,17 +324,25 @@ class HaproxyPool:
         return [found[address] for address in dict.fromkeys(addresses)]
 
     def _slots(self) -> list[_Slot]:
-        return self._slots_of(self._balancer.admin)
+        return [slot for slot, _ in self._rows(self._balancer.admin)]
 
-    def _slots_of(self, worker: HaproxySocket, *, is_leaving: bool = False) -> list[_Slot]:
-        """Return the slots as a worker reports them; none if it was leaving and has left."""
-        commands = [f"show servers state {self._backend}", f"show stat {self._backend} 4 -1"]
-        answer = _ask_leaving(worker, commands) if is_leaving else worker.ask(commands)
-        if is_leaving and "# pxname," not in answer:
+    def _slots_of_leaving(self, worker: HaproxySocket) -> list[_Slot]:
+        """Return the slots as a worker reports them that may end at any moment: none if it has."""
+        try:
+            return [slot for slot, _ in self._rows(worker)]
+        except DeadlineExceeded:
+            raise
+        except OutsideError:
             return []
+
+    def _rows(self, worker: HaproxySocket) -> list[tuple[_Slot, dict[str, str]]]:
+        """Return the slots as a worker reports them, each with its row of `show stat`."""
+        answer = worker.ask(
+            [f"show servers state {self._backend}", f"show stat {self._backend} 4 -1"]
+        )
         counts = {row["svname"]: row for row in haproxy_socket.parse_stat(answer)}
         return [
-            _slot(row, counts[row["srv_name"]])
+            (_slot(row, counts[row["srv_name"]]), counts[row["srv_name"]])
             for row in haproxy_socket.parse_servers_state(answer)
         ]
 
@@ -387,13 +393,3 @@ def _slot(row: dict[str, str], counts: dict[str, str]) -> _Slot:
         detail=" ".join(word for word in words if word),
         sessions=int(counts["scur"]) + int(counts["qcur"]),
     )
-
-
-def _ask_leaving(worker: HaproxySocket, commands: Sequence[str]) -> str:
-    """Ask a worker that may end at any moment; an empty answer stands for one that has."""
-    try:
-        return worker.ask(commands)
-    except DeadlineExceeded:
-        raise
-    except OutsideError:
-        return ""

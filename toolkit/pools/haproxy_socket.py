@@ -49,13 +49,15 @@ class HaproxySocket:
     def ask(self, commands: Sequence[str]) -> str:
         """Send commands and return what they all printed, in order.
 
-        Every command prints at least an empty line after its answer.
+        Every command prints an empty line after its answer.
 
         Raises:
-            OutsideError: HAProxy does not listen, or hung up.
+            OutsideError: HAProxy does not listen, or hung up before every answer was whole.
             DeadlineExceeded: It did not answer in time.
         """
-        return "".join(self._exchange(line) for line in self._lines(commands))
+        return "".join(
+            self._exchange(";".join(batch), answers=len(batch)) for batch in self._batches(commands)
+        )
 
     def replace_certificate(self, path: Path) -> None:
         """Have HAProxy serve what a certificate's file holds now, from the next handshake on.
@@ -83,18 +85,22 @@ class HaproxySocket:
         found = _FINGERPRINT.search(self._exchange(f"show ssl cert {path}"))
         return found[1].lower() if found else None
 
-    def _lines(self, commands: Sequence[str]) -> Iterator[str]:
-        line = ""
+    def _batches(self, commands: Sequence[str]) -> Iterator[list[str]]:
+        """Split commands into as many as one line can hold, each with its prefix."""
+        batch: list[str] = []
+        length = 0
         for command in commands:
             word = self.prefix + command
-            if line and len(line) + len(word) + 1 > MAX_BATCH_BYTES:
-                yield line
-                line = ""
-            line = f"{line};{word}" if line else word
-        if line:
-            yield line
+            if batch and length + len(word) > MAX_BATCH_BYTES:
+                yield batch
+                batch, length = [], 0
+            batch.append(word)
+            length += len(word) + 1
+        if batch:
+            yield batch
 
-    def _exchange(self, line: str) -> str:
+    def _exchange(self, line: str, *, answers: int = 1) -> str:
+        """Send a line with so many commands and return all that they printed."""
         deadline = time.monotonic() + self.timeout_s
         answer = bytearray()
         try:
@@ -118,9 +124,13 @@ class HaproxySocket:
             raise OutsideError(
                 f"haproxy at {self.path} cannot be reached: {error.strerror or error}", hint=_HINT
             ) from error
-        if not answer:
-            raise OutsideError(f"haproxy at {self.path} hung up without an answer")
-        return answer.decode(errors="replace")
+        text = answer.decode(errors="replace")
+        # A process that ends while it answers leaves a table without its last rows.
+        if text.split("\n")[:-1].count("") < answers:
+            raise OutsideError(
+                f"haproxy at {self.path} hung up before its answer was whole", hint=_HINT
+            )
+        return text
 
 
 def _first_line(text: str) -> str:
