@@ -238,10 +238,14 @@ def test_configuration_of_the_build_host(tmp_path):
 def test_exceptions_need_everything(tmp_path):
     path = tmp_path / "leak-exceptions.yml"
     assert load_exceptions(path) == ()
-    path.write_text("exceptions: [{path: a, rule: private-key, reason: is a test key}]")
+    # What looks like a date is a path all the same.
+    path.write_text("exceptions: [{path: 2026-99-99, rule: private-key, reason: is a test key}]")
     assert [one.allowed for one in load_exceptions(path)] == ["sealed"]
+    path.write_text("# None yet.\n")
+    assert load_exceptions(path) == ()
     for wrong in (
         "exceptions: [{path: a, rule: private-key}]",
+        "exceptions: [{path: a, rule: private-key, reason: is a test key}]\nexceptions: []",
         "exceptions: [{path: a, reason: is a test key}]",
         "exceptions: [{rule: private-key, reason: is a test key}]",
         "exceptions: [{path: a, rule: no-rule, reason: is a test key}]",

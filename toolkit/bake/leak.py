@@ -19,8 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from toolkit.bake.leak_rules import (
     RULES,
@@ -32,6 +31,7 @@ from toolkit.bake.leak_rules import (
 )
 from toolkit.bake.watch import read_file
 from toolkit.errors import BakeFailed, ConfigurationError
+from toolkit.project.documents import parse_file
 from toolkit.project.load import environment_names, load_environment
 from toolkit.project.model import Project
 from toolkit.secrets.declarations import load_matrix
@@ -262,21 +262,7 @@ def load_exceptions(path: Path) -> tuple[_Entry, ...]:
     Raises:
         ConfigurationError: The file is wrong; every entry has a path, a rule and a reason.
     """
-    try:
-        content = yaml.safe_load(path.read_bytes())
-    except FileNotFoundError:
-        return ()
-    except (OSError, yaml.YAMLError):
-        raise ConfigurationError(f"{path}: is not YAML") from None
-    try:
-        return _File.model_validate(content or {}).exceptions
-    except ValidationError as error:
-        raise ConfigurationError(
-            "\n".join(
-                f"{path}:{'.'.join(map(str, one['loc']))}: {one['msg']}"
-                for one in error.errors(include_input=False)
-            )
-        ) from None
+    return parse_file(_File, path).exceptions if path.exists() else ()
 
 
 def host_configuration(

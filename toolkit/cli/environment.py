@@ -24,13 +24,11 @@ def up(context: Context, environment: str, repair: bool, wait: float) -> None:
       toolkit up development
     """
     from toolkit import wiring
-    from toolkit.roll.command import need_settled
     from toolkit.roll.lifecycle import bring_up
 
     context.need_root()
     with wiring.open_site(context, environment) as site:
         machines = bring_up(site, is_repair=repair, wait_s=wait)
-        need_settled(site)
         public = {
             role: f"https://{deployment.public}/"
             for role, deployment in site.environment.deployments.items()

@@ -78,12 +78,14 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_file(model: type[Model], path: Path) -> Model:
-    """Read a file as a model.
+    """Read a file as a model; one that says nothing has no settings.
 
     Raises:
         ConfigurationError: It is not readable or not what the model says.
     """
     document = read_yaml(path)
+    if document is None:
+        document = {}
     if not isinstance(document, dict):
         raise ConfigurationError(f"{path}: must be a mapping of settings")
     try:

@@ -15,7 +15,6 @@ from toolkit.errors import (
     Interrupted,
     LeaseHeld,
     ToolkitError,
-    UnfinishedRoll,
 )
 from toolkit.ledger.ledger import MachineRecord, RollRecord, operator
 from toolkit.model import SmokeCheck
@@ -23,6 +22,7 @@ from toolkit.roll import past
 from toolkit.roll.downtime import downtime_s
 from toolkit.roll.effects import Crew, RollOrder, RollReport
 from toolkit.roll.lease import Lease
+from toolkit.roll.observe import need_settled
 from toolkit.roll.past import Estimate
 from toolkit.roll.plan import plan_from_data, plan_to_data
 from toolkit.roll.prepare import (
@@ -105,21 +105,6 @@ def need_up(site: Site) -> None:
     if not is_up or not site.network.is_up() or not site.balancer.is_running():
         state = "is recorded as up but its network or balancer is gone" if is_up else "is not up"
         raise ConfigurationError(f"{name} {state}", hint=f"run 'toolkit up {name}'")
-
-
-def need_settled(site: Site) -> None:
-    """Refuse to go on while a roll is unfinished.
-
-    Raises:
-        UnfinishedRoll: One is; the hint names the choices.
-    """
-    name = site.environment.name
-    for roll in site.ledger.unfinished_rolls(name):
-        raise UnfinishedRoll(
-            f"{roll.id} of {name} {roll.role}, started by {roll.by} "
-            f"{max(time.time() - roll.started, 0):.0f} s ago, was cut short",
-            hint=f"'toolkit resume {name}' goes on with it, 'toolkit abort {name}' goes back",
-        )
 
 
 def test_live(site: Site, role: str | None) -> list[SmokeCheck]:

@@ -11,6 +11,7 @@ from toolkit.errors import ToolkitError
 from toolkit.ledger.ledger import Ledger, MachineRecord, RollRecord
 from toolkit.progress import step
 from toolkit.roll.journal import SWITCHED, UNDOING, Journal
+from toolkit.roll.observe import need_settled
 from toolkit.roll.plan import plan_from_data
 from toolkit.roll.recover import remove_orphans
 from toolkit.roll.restore import restore
@@ -36,6 +37,7 @@ def bring_up(site: Site, *, is_repair: bool = False, wait_s: float = 0.0) -> lis
             for instance; an environment that was not up is left as it was.
         ToolkitError: A machine that came back failed; it stays out of its pool, and all others
             serve.
+        UnfinishedRoll: All is well but for a roll that was cut short, which was left as it is.
     """
     name = site.environment.name
     with site.held("up", wait_s=wait_s) as held:
@@ -58,7 +60,10 @@ def bring_up(site: Site, *, is_repair: bool = False, wait_s: float = 0.0) -> lis
         # What a roll that was cut short has left half-way is for resume or abort to decide.
         unfinished = {roll.role for roll in site.ledger.unfinished_rolls(name)}
         roles = [role for role in site.environment.deployments if role not in unfinished]
-        return restore(site, roles, held, is_repair=is_repair)
+        restored = restore(site, roles, held, is_repair=is_repair)
+        # Under the lease: later, another operator's roll may be under way.
+        need_settled(site)
+        return restored
 
 
 def take_down(site: Site, *, data: Iterable[Path] = (), wait_s: float = 0.0) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, UnfinishedRoll
 from toolkit.ledger.ledger import MachineRecord
 from toolkit.model import Machine, MachineState, Target, TargetState
 from toolkit.roll.recover import find_drift
@@ -92,6 +92,21 @@ def unfinished(site: Site) -> list[str]:
         f"goes on with it, 'toolkit abort {name}' goes back"
         for roll in site.ledger.unfinished_rolls(name)
     ]
+
+
+def need_settled(site: Site) -> None:
+    """Refuse to go on while a roll is unfinished.
+
+    Raises:
+        UnfinishedRoll: One is; the hint names the choices.
+    """
+    name = site.environment.name
+    for roll in site.ledger.unfinished_rolls(name):
+        raise UnfinishedRoll(
+            f"{roll.id} of {name} {roll.role}, started by {roll.by} "
+            f"{max(time.time() - roll.started, 0):.0f} s ago, was cut short",
+            hint=f"'toolkit resume {name}' goes on with it, 'toolkit abort {name}' goes back",
+        )
 
 
 def _commit(site: Site, release: str) -> str | None:

@@ -28,9 +28,10 @@ from toolkit.ledger.ledger import MachineRecord
 from toolkit.model import running_names
 from toolkit.progress import step
 from toolkit.project.model import SecretSpec
-from toolkit.roll.command import NOT_BEGUN, need_settled, need_up, resume, roll_role
+from toolkit.roll.command import NOT_BEGUN, need_up, resume, roll_role
 from toolkit.roll.journal import Journal
 from toolkit.roll.lease import Lease
+from toolkit.roll.observe import need_settled
 from toolkit.roll.prepare import choose, gather_inputs
 from toolkit.roll.site import Site
 from toolkit.secrets.document import Entry
