@@ -24,7 +24,7 @@ from typing import Final, TypeVar
 
 from toolkit import shell
 from toolkit.errors import ConfigurationError, DeadlineExceeded, OutsideError, ToolkitError
-from toolkit.machines.processes import children, identify, read_pid_file
+from toolkit.machines.processes import ProcessId, children, identify, read_pid_file
 from toolkit.pools import haproxy_config, haproxy_socket, host
 from toolkit.pools.haproxy_socket import HaproxySocket, Processes
 
@@ -70,12 +70,12 @@ class HaproxyProcess:
 
     def is_running(self) -> bool:
         """Whether the process that was started last is still there."""
-        return self._pid() is not None
+        return self._running() is not None
 
     def processes(self) -> list[int]:
         """Return the process ids of the master and its workers."""
-        pid = self._pid()
-        return [] if pid is None else [pid, *children(pid)]
+        master = self._running()
+        return [] if master is None else [master.pid, *children(master.pid)]
 
     def ensure(self, config_text: str) -> None:
         """Have HAProxy run with this configuration; every slot stays as it is.
@@ -87,19 +87,19 @@ class HaproxyProcess:
             ConfigurationError: A public port is taken.
             OutsideError: HAProxy refused; the message has its own words.
         """
-        pid = self._pid()
-        if pid is not None and not host.is_in_namespace(
-            pid, haproxy_config.namespace_of(config_text)
+        master = self._running()
+        if master and not host.is_in_namespace(
+            master.pid, haproxy_config.namespace_of(config_text)
         ):
             # The environment's network was made anew under it; nothing of it can be reached.
-            self._end(pid, deadline_s=0)
-            pid = None
-        loaded = self._answer() if pid is not None else None
-        if pid is not None and loaded is None:
+            self._end(master, deadline_s=0)
+            master = None
+        loaded = self._answer() if master else None
+        if master and loaded is None:
             self._keep_state()
-            self._end(pid, deadline_s=0)
-            pid = None
-        if pid is None:
+            self._end(master, deadline_s=0)
+            master = None
+        if master is None:
             self.start(config_text)
         elif loaded != _digest(config_text):
             self._reload(config_text)
@@ -141,9 +141,9 @@ class HaproxyProcess:
         Raises:
             DeadlineExceeded: The process does not end even when killed.
         """
-        pid = self._pid()
-        if pid is not None:
-            self._end(pid, deadline_s=deadline_s)
+        master = self._running()
+        if master:
+            self._end(master, deadline_s=deadline_s)
         self._end_leftovers()
         if self._config.exists():
             try:
@@ -210,8 +210,8 @@ class HaproxyProcess:
             ConfigurationError: A public port that is new in it is taken.
             OutsideError: HAProxy refused; the old worker goes on as before.
         """
-        pid = self._pid()
-        if pid is None:
+        master = self._running()
+        if master is None:
             raise OutsideError(f"haproxy in {self.directory} has ended")
         previous = self._config.read_text()
         listening = haproxy_config.public_addresses(previous)
@@ -221,7 +221,7 @@ class HaproxyProcess:
         state = self.admin.ask(["show servers state"])
         self.remember(state)
         since = self._log.stat().st_size
-        host.send(pid, signal.SIGUSR2)
+        master.send(signal.SIGUSR2)
         try:
             self._await(lambda: self._is_loaded(config_text), since=since, failed_reloads=failed)
         except OutsideError:
@@ -246,16 +246,16 @@ class HaproxyProcess:
                 ]
             )
 
-    def _end(self, pid: int, *, deadline_s: float) -> None:
+    def _end(self, master: ProcessId, *, deadline_s: float) -> None:
         for number, patience_s in (
             (signal.SIGUSR1, deadline_s),
             (signal.SIGTERM, _KILL_TIMEOUT_S),
             (signal.SIGKILL, _KILL_TIMEOUT_S),
         ):
-            host.send(pid, number)
-            if host.wait(lambda: self._pid() is None, timeout_s=patience_s):
+            master.send(number)
+            if host.wait(lambda: not master.is_alive, timeout_s=patience_s):
                 return
-        raise DeadlineExceeded(f"haproxy {pid} in {self.directory} does not end")
+        raise DeadlineExceeded(f"haproxy {master.pid} in {self.directory} does not end")
 
     def _is_loaded(self, config_text: str) -> bool:
         """Whether only workers with this configuration take commands and new connections."""
@@ -284,7 +284,7 @@ class HaproxyProcess:
         """
         deadline = time.monotonic() + _START_TIMEOUT_S
         while not is_done():
-            if self._pid() is None:
+            if not self.is_running():
                 raise OutsideError(f"haproxy has ended: {self._words(since)}")
             if failed_reloads is not None and self._has_failed(failed_reloads):
                 raise OutsideError(f"haproxy goes on as before: {self._words(since)}")
@@ -339,10 +339,10 @@ class HaproxyProcess:
     def _worker(self, pid: int) -> HaproxySocket:
         return HaproxySocket(self._master.path, prefix=f"@!{pid} ")
 
-    def _pid(self) -> int | None:
-        """Return the master's process id, unless it has ended and another has its number."""
+    def _running(self) -> ProcessId | None:
+        """Return the master, unless it has ended."""
         recorded = read_pid_file(self._pid_file)
-        return recorded.pid if recorded and recorded.is_alive else None
+        return recorded if recorded and recorded.is_alive else None
 
     def _end_leftovers(self) -> None:
         """Kill workers whose master is gone; they would hold the ports."""

@@ -103,14 +103,6 @@ def _ip(*words: str) -> None:
     shell.run(["ip", *words], env=shell.environment(), timeout_s=30.0)
 
 
-def send(pid: int, number: signal.Signals) -> None:
-    """Send a signal; a process that has ended is fine."""
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass
-
-
 def wait(is_done: Callable[[], bool], *, timeout_s: float, poll_s: float = _POLL_S) -> bool:
     """Ask at once, then every `poll_s`, until it is so; return whether it came true."""
     deadline = time.monotonic() + timeout_s
