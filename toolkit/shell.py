@@ -51,14 +51,12 @@ class Completed:
     """A process that has ended.
 
     Attributes:
-        argv: What was run.
         exit_code: As the kernel reports it; negative for a signal.
         stdout: Bounded as the caller asked.
         stderr: Likewise.
         seconds: Wall time.
     """
 
-    argv: tuple[str, ...]
     exit_code: int
     stdout: bytes
     stderr: bytes
@@ -136,7 +134,7 @@ def run(
             process.wait()
         elif ends_family:
             end_marked(MARK, mark)
-    completed = Completed(words, process.returncode, stdout, stderr, time.monotonic() - started)
+    completed = Completed(process.returncode, stdout, stderr, time.monotonic() - started)
     if is_checked and completed.exit_code != 0:
         detail = completed.error_text or completed.text.strip() or "it printed nothing"
         raise OutsideError(f"{words[0]} exited with {completed.exit_code}: {detail[-2000:]}")

@@ -3,15 +3,17 @@
 import ipaddress
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
 
 from toolkit.errors import ConfigurationError, OutsideError
-from toolkit.project.model import Environment, KeySetting
+from toolkit.project.model import BaseSpec, Environment, KeySetting, Project
 from toolkit.secrets import vault
 from toolkit.secrets.document import Document, Entry
-from toolkit.secrets.files import make_directory, replace_all
+from toolkit.secrets.files import create_exclusively, replace_all
+from toolkit.secrets.generate import AuthoritySource
 from toolkit.secrets.keys import KeyRing
 from toolkit.secrets.vaults import Vaults
 from toolkit.state import State
@@ -44,10 +46,30 @@ def test_a_file_keeps_its_owner_and_a_new_one_has_its_directorys(tmp_path: Path)
     old.touch()
     os.chown(project, SOMEBODY, GROUP)
     os.chown(old, SOMEBODY + 9, GROUP + 9)
-    make_directory(new.parent)
     replace_all({old: b"x", new: b"y"})
     assert owner(old) == (SOMEBODY + 9, GROUP + 9)
     assert owner(new.parent.parent) == owner(new.parent) == owner(new) == (SOMEBODY, GROUP)
+
+
+def test_files_are_replaced_together_or_not_at_all(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "file" / "second"
+    first.write_text("old")
+    second.parent.touch()
+    with pytest.raises(OutsideError, match="could not be written"):
+        replace_all({first: b"new", second: b"new"})
+    assert first.read_text() == "old"
+    assert {path.name for path in tmp_path.iterdir()} == {"first", "file"}
+    replace_all({first: b"new"})
+    assert first.read_text() == "new"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    assert create_exclusively(path, b"one")
+    assert not create_exclusively(path, b"two")
+    assert path.read_bytes() == b"one"
+    assert [each.name for each in tmp_path.iterdir()] == ["key"]
 
 
 @pytest.fixture
@@ -76,3 +98,15 @@ def test_a_project_that_cannot_be_written_says_so(vaults: Vaults, tmp_path: Path
 def test_an_environment_that_cannot_be_opened_says_so(vaults: Vaults) -> None:
     with pytest.raises(ConfigurationError, match="No such file"), vaults.locked():
         pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_the_authority_belongs_to_whoever_owns_the_project(vaults: Vaults) -> None:
+    vaults.environment.directory.mkdir()
+    os.chown(vaults.environment.directory, SOMEBODY, GROUP)
+    project = Project(
+        vaults.environment.directory, "shop", "/source", BaseSpec("bookworm", None, ()), {}
+    )
+    assert AuthoritySource(project, vaults.environment, vaults, now=time.time()).get()
+    made = vaults.environment.directory / "authority.pem"
+    assert (owner(made), mode(made)) == ((SOMEBODY, GROUP), 0o644)

@@ -80,7 +80,6 @@ def test_the_matrix_is_exactly_what_is_declared_where_it_is_deployed() -> None:
         ("production", "app", "api_token"),
         ("production", "database", "database_password"),
     }
-    assert matrix.environments == ("development", "production")
     assert matrix.roles("production") == ("app", "database")
     assert matrix.sharers("production", "database_password") == ("app", "database")
     assert matrix.sharers("production", "web_tls") == ()

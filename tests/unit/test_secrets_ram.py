@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from toolkit.errors import OutsideError
-from toolkit.secrets.files import create_exclusively, replace_all
 from toolkit.secrets.ram import ram_directory
 
 HOLDER = """
@@ -59,23 +58,3 @@ def test_what_a_killed_process_left_is_wiped_and_what_a_living_one_holds_is_not(
 def test_a_disk_is_refused() -> None:
     with pytest.raises(OutsideError, match="not on a RAM file system"), ram_directory(Path("/")):
         pass
-
-
-def test_files_are_replaced_together_or_not_at_all(tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "missing" / "second"
-    first.write_text("old")
-    with pytest.raises(FileNotFoundError):
-        replace_all({first: b"new", second: b"new"})
-    assert first.read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["first"]
-    replace_all({first: b"new"})
-    assert first.read_text() == "new"
-    assert not list(tmp_path.glob(".*"))
-
-
-def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
-    path = tmp_path / "key"
-    assert create_exclusively(path, b"one")
-    assert not create_exclusively(path, b"two")
-    assert path.read_bytes() == b"one"
-    assert [each.name for each in tmp_path.iterdir()] == ["key"]

@@ -52,13 +52,11 @@ class BootFiles:
     """What an operating system's layer contributes to the boot partition.
 
     Attributes:
-        version: The kernel's release, as `uname -r` says.
         kernel: The extracted kernel.
         initrd: The extracted initial RAM file system for it.
         os_release: Content of the layer's os-release file.
     """
 
-    version: str
     kernel: Path
     initrd: Path
     os_release: bytes
@@ -108,7 +106,7 @@ def extract_boot_files(os_layer: Path, into: Path) -> BootFiles:
     for file in (initrd, release):
         if not file.is_file():
             raise BakeFailed(f"{os_layer.name}: {file.name} is missing")
-    return BootFiles(version, kernels[0], initrd, release.read_bytes())
+    return BootFiles(kernels[0], initrd, release.read_bytes())
 
 
 def assemble_disk(

@@ -14,6 +14,7 @@ START_TIME_FIELD = 19
 """Index of `starttime` in `/proc/PID/stat` after the command's closing bracket; proc(5)."""
 
 POLL_S = 0.005
+END_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,18 +110,17 @@ def marked(variable: str, mark: str) -> list[ProcessId]:
     return found
 
 
-def end_marked(variable: str, mark: str, *, deadline_s: float = 5.0) -> list[ProcessId]:
+def end_marked(variable: str, mark: str) -> list[ProcessId]:
     """Kill marked processes until none is left, also those that they start meanwhile.
 
     Args:
         variable: As for `marked`.
         mark: As for `marked`.
-        deadline_s: After so many seconds those that the kernel does not let go of are given up.
 
     Returns:
-        Those that were still there in the end; usually none.
+        Those that the kernel had not let go of after `END_TIMEOUT_S`; usually none.
     """
-    deadline = time.monotonic() + deadline_s
+    deadline = time.monotonic() + END_TIMEOUT_S
     while found := marked(variable, mark):
         if time.monotonic() > deadline:
             return found

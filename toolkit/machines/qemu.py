@@ -34,6 +34,11 @@ FIRMWARE_VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
 MAX_CONSOLE_BYTES = 1024 * 1024
 """How much of the end of the console's log is searched; a machine may print without end."""
 
+_MEMORY_MIB = 1024
+"""Half of it at most holds what the machine writes."""
+
+_PROCESSORS = 2
+
 _POLL_S = 0.1
 _STOP_S = 5.0
 
@@ -93,8 +98,6 @@ class QemuMachine:
         volumes: Raw files that the machine sees as further disks, and may write to.
         credentials: What the machine may know, by credential name.
         forward: TCP ports of the machine that shall be reachable on this host's loopback.
-        memory_mib: RAM, in MiB; half of it at most holds what the machine writes.
-        processors: How many.
         has_kvm: Whether to use KVM; see `probe_kvm`. Else plain emulation.
     """
 
@@ -106,8 +109,6 @@ class QemuMachine:
         volumes: Sequence[Path] = (),
         credentials: Sequence[Secret] = (),
         forward: Sequence[int] = (),
-        memory_mib: int = 1024,
-        processors: int = 2,
         has_kvm: bool = False,
     ) -> None:
         self._disk = disk
@@ -115,8 +116,6 @@ class QemuMachine:
         self._volumes = tuple(volumes)
         self._credentials = tuple(credentials)
         self._forward = tuple(forward)
-        self._memory_mib = memory_mib
-        self._processors = processors
         self._accelerator, self._processor = (
             ("kvm", "host") if has_kvm else ("tcg,thread=multi", "max")
         )
@@ -232,7 +231,7 @@ class QemuMachine:
             *(PROGRAM, *_BARE, "-accel", self._accelerator, "-cpu", self._processor),
             # The 64-bit entry point lifts the limit of 64 KiB on all SMBIOS strings together.
             *("-machine", "q35,pflash0=code,pflash1=variables,smbios-entry-point-type=64"),
-            *("-m", str(self._memory_mib), "-smp", str(self._processors)),
+            *("-m", str(_MEMORY_MIB), "-smp", str(_PROCESSORS)),
             *("-blockdev", _blockdev("code", FIRMWARE_CODE, is_read_only=True)),
             *("-blockdev", _blockdev("variables", variables, is_read_only=False)),
             *("-blockdev", _blockdev("disk", self._disk, is_read_only=True)),

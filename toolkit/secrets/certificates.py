@@ -63,20 +63,6 @@ def expiry(certificate: bytes) -> float | None:
     return min((each.not_valid_after_utc.timestamp() for each in _load(certificate)), default=None)
 
 
-def subject_names(certificate: bytes) -> tuple[str, ...]:
-    """Return the DNS names and addresses of the first certificate of a chain."""
-    for leaf in _load(certificate)[:1]:
-        try:
-            names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        except x509.ExtensionNotFound:
-            return ()
-        return (
-            *names.get_values_for_type(x509.DNSName),
-            *(str(address) for address in names.get_values_for_type(x509.IPAddress)),
-        )
-    return ()
-
-
 def _load(pem: bytes) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(pem)

@@ -9,42 +9,50 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from toolkit.errors import OutsideError
 from toolkit.state import sync_directory
 
 
 def replace_all(files: Mapping[Path, bytes], *, mode: int = 0o600) -> None:
     """Replace files; none is replaced before the content of all is safely on the disk.
 
-    A file keeps its owner, group and mode: root works on projects that belong to people. A new one
-    has those of its directory.
+    A file keeps its owner, group and mode: root works on projects that belong to people. A new one,
+    and directories that are missing, belong to whoever owns the directory that is there.
 
     Args:
         files: What they are to hold.
         mode: Of new ones.
 
     Raises:
-        OSError: The file system refused; no file was changed unless renaming itself failed.
+        OutsideError: The file system refused; no file was changed unless renaming itself failed.
     """
     staged: dict[Path, Path] = {}
+    path = Path()
     try:
         for path, content in files.items():
+            _make_directory(path.parent)
             staged[path] = _stage(path, content, mode, like=_model_of(path))
         for path, temporary in staged.items():
             temporary.replace(path)
+        for directory in {path.parent for path in files}:
+            sync_directory(directory)
+    except OSError as error:
+        raise OutsideError(
+            f"{path} could not be written: {error.strerror}",
+            hint="the project has to be writable for who changes its secrets",
+        ) from None
     finally:
         for temporary in staged.values():
             temporary.unlink(missing_ok=True)
-    for directory in {path.parent for path in files}:
-        sync_directory(directory)
 
 
-def create_exclusively(path: Path, content: bytes, *, mode: int = 0o600) -> bool:
-    """Write a file that does not exist yet.
+def create_exclusively(path: Path, content: bytes) -> bool:
+    """Write a file that does not exist yet, for nobody but its owner to read.
 
     Returns:
         False when it existed; it is then untouched.
     """
-    temporary = _stage(path, content, mode)
+    temporary = _stage(path, content, 0o600)
     try:
         path.hardlink_to(temporary)
     except FileExistsError:
@@ -55,15 +63,10 @@ def create_exclusively(path: Path, content: bytes, *, mode: int = 0o600) -> bool
     return True
 
 
-def make_directory(path: Path) -> None:
-    """Make a directory; it and missing ones above it belong to whoever owns the one that is there.
-
-    Raises:
-        OSError: The file system refused.
-    """
+def _make_directory(path: Path) -> None:
     if path.is_dir():
         return
-    make_directory(path.parent)
+    _make_directory(path.parent)
     path.mkdir(exist_ok=True)
     owner = path.parent.stat()
     with suppress(PermissionError):

@@ -18,12 +18,12 @@ from toolkit.secrets.authority import (
 )
 from toolkit.secrets.declarations import load_matrix
 from toolkit.secrets.document import Document, Entry
+from toolkit.secrets.files import replace_all
 from toolkit.secrets.grants import Matrix
 from toolkit.secrets.keys import MissingKey
 from toolkit.secrets.memory import VersionMemory, remember_documents
 from toolkit.secrets.source import check_kind
 from toolkit.secrets.vaults import Vaults
-from toolkit.state import write_atomically
 
 Parts = Mapping[str, bytes]
 Maker = Callable[[SecretSpec], Parts | None]
@@ -253,5 +253,5 @@ class AuthoritySource:
         )
         if key is None and not self._keys.keep_authority_key(authority.key_pem()):
             raise ConfigurationError(f"somebody else is making the authority of {name}")
-        write_atomically(path, authority.certificate, mode=0o644)
+        replace_all({path: authority.certificate}, mode=0o644)
         return authority

@@ -37,11 +37,6 @@ class Matrix:
 
     grants: tuple[Grant, ...]
 
-    @property
-    def environments(self) -> tuple[str, ...]:
-        """Environments with at least one grant, in order."""
-        return tuple(dict.fromkeys(grant.environment for grant in self.grants))
-
     def roles(self, environment: str) -> tuple[str, ...]:
         """Return the roles that know anything in the environment, in order."""
         found = (grant.role for grant in self.grants if grant.environment == environment)

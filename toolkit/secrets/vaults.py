@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from toolkit.errors import ConfigurationError, OutsideError
+from toolkit.errors import ConfigurationError
 from toolkit.project.model import Environment
 from toolkit.secrets import document, vault
 from toolkit.secrets.document import Document
-from toolkit.secrets.files import make_directory, replace_all
+from toolkit.secrets.files import replace_all
 from toolkit.secrets.keys import KeyRing
 
 _THREADS = 4
@@ -79,16 +79,7 @@ class Vaults:
                 passwords,
             )
             files = dict(zip((self.path(d.role) for d in documents), vaulttexts, strict=True))
-        try:
-            for path in files:
-                make_directory(path.parent)
-            replace_all(files)
-        except OSError as error:
-            raise OutsideError(
-                f"the vaults below {self.environment.directory} could not be written: "
-                f"{error.strerror}",
-                hint="the project has to be writable for who changes its secrets",
-            ) from None
+        replace_all(files)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
