@@ -1,4 +1,4 @@
-"""Every error that the toolkit raises on purpose, and the exit code that each one means.
+"""The errors that the toolkit raises on purpose, and the exit code that each one means.
 
     ToolkitError                1  the work failed
     ├── ConfigurationError      2  a file, an argument or the order of commands is wrong
@@ -13,7 +13,8 @@
     ├── UnfinishedRoll          1  a roll was cut short; it must be resumed or aborted first
     └── Interrupted           130  the operator pressed Ctrl-C
 
-A message names its subject; the hint says what to do next. Anything else that reaches the
+A module may refine one of these where its callers tell it from others; it keeps the code. A message
+names its subject; the hint says what to do next. Anything else that reaches the
 command line is a bug, exit code 70.
 """
 

@@ -21,6 +21,7 @@ from toolkit.errors import ConfigurationError, LeaseHeld, OutsideError
 from toolkit.machines.processes import identify, parse_process
 
 RAM_ROOT = Path("/dev/shm")  # noqa: S108 - a RAM file system on every Linux host
+RAM_FILE_SYSTEMS = {"tmpfs", "ramfs"}
 RUNTIME_ROOT = Path("/run/toolkit")
 
 _MARKS = {"bake.lock", "environments", "ledger.db", "secret-versions.json", "store"}
@@ -206,6 +207,17 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OutsideError(f"{path} could not be written: {error.strerror}") from None
+
+
+def file_system_of(path: Path) -> str:
+    """Return the type of the file system that holds a path, such as `tmpfs`."""
+    best = ("", "")
+    resolved = path.resolve()
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, mount_point, kind, *_ = line.split(" ")
+        if resolved.is_relative_to(mount_point) and len(mount_point) >= len(best[0]):
+            best = (mount_point, kind)
+    return best[1]
 
 
 def sync_directory(path: Path) -> None:

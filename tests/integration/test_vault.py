@@ -32,11 +32,10 @@ from toolkit.project.model import Project
 from toolkit.secrets.authority import create_authority, issue
 from toolkit.secrets.keys import KeyRing, MissingKey
 from toolkit.secrets.memory import VersionFile
-from toolkit.secrets.ram import RAM
 from toolkit.secrets.search import VaultPlace, search
 from toolkit.secrets.source import VaultSource
 from toolkit.secrets.vaults import Vaults
-from toolkit.state import State
+from toolkit.state import RAM_ROOT, State
 from toolkit.wiring import open_ledger
 
 PASSWORD_CANARY = "can'ary\"ü\\\n\t$(x) 8c1f0b72a95d".encode()
@@ -263,7 +262,7 @@ def test_what_was_done_is_recorded_without_values(shop: Shop) -> None:
 
 def test_an_edit_happens_in_memory_and_nothing_of_it_is_left(shop: Shop) -> None:
     file, home = (shop.root / "edited").read_text().splitlines()
-    assert Path(file).is_relative_to(RAM) and Path(home).is_relative_to(RAM)
+    assert Path(file).is_relative_to(RAM_ROOT) and Path(home).is_relative_to(RAM_ROOT)
     assert not Path(home).exists()
 
 

@@ -1,4 +1,4 @@
-"""The only module that runs Ansible."""
+"""The only module that runs playbooks."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from toolkit.doctor.checks import Check
 from toolkit.doctor.needs import Tool
 from toolkit.errors import OutsideError
 from toolkit.machines import cgroups
-from toolkit.state import RAM_ROOT
+from toolkit.state import RAM_FILE_SYSTEMS, RAM_ROOT, file_system_of
 
 TOOL_TIMEOUT_S = 5.0
 NETWORK_TIMEOUT_S = 10.0
@@ -188,16 +188,14 @@ def _cgroups() -> Check:
 
 
 def _ram() -> Check:
-    # `device … - type source options`, one line for each mount; the last one at a place counts.
-    mounts = [line.split() for line in _lines(Path("/proc/self/mountinfo"))]
-    types = [words[words.index("-") + 1] for words in mounts if words[4] == str(RAM_ROOT)]
-    is_ram = bool(types) and types[-1] in {"tmpfs", "ramfs"}
+    found = file_system_of(RAM_ROOT)
+    is_ram = found in RAM_FILE_SYSTEMS
     return Check(
         "ram",
         f"RAM file system at {RAM_ROOT}",
         is_needed=True,
         is_met=is_ram,
-        found=types[-1] if types else "not a mount",
+        found=found,
         hint=None if is_ram else f"run 'mount -t tmpfs tmpfs {RAM_ROOT}'",
     )
 

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from toolkit.bake.watch import read_file
 from toolkit.machines import cgroups, enter
+from toolkit.state import RAM_FILE_SYSTEMS
 
 TIMEOUT_S = 60.0
 CREDENTIALS = ("/run/credentials", "/run/host/credentials", "/run/credstore")
 CONFIG = "/run/host/credentials/config"
-RAM_FILE_SYSTEMS = {"tmpfs", "ramfs"}
 
 DIGESTS = """
 import hashlib, hmac, json, os, sys

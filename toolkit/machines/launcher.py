@@ -1,8 +1,8 @@
 """Runs as a process of its own: mounts an image's layers and becomes systemd-nspawn.
 
 It is started in a new, private mount namespace, so that every mount and loop device of a
-container disappears with the container, however that ends. It starts with the standard library
-and `toolkit.shell` alone, since it runs once for each machine.
+container disappears with the container, however that ends. It imports little, since it
+runs once for each machine.
 
 The order comes as JSON on the descriptor named by the first argument:
 

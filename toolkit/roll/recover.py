@@ -12,7 +12,7 @@ from toolkit.roll.site import Site
 
 
 def remove_orphans(site: Site, ledger: Ledger) -> list[str]:
-    """Destroy machines that run but that the ledger does not know; return their names.
+    """Destroy machines that are there but that the ledger does not know; return their names.
 
     Args:
         site: Where.
@@ -33,7 +33,7 @@ def remove_orphans(site: Site, ledger: Ledger) -> list[str]:
 
 
 def find_orphans(site: Site) -> list[Machine]:
-    """Return machines that run but that the ledger does not know."""
+    """Return machines that are there but that the ledger does not know."""
     # In this order: a machine is recorded before it is launched.
     machines = site.provider.machines()
     known = {one.name for one in site.ledger.machines(site.environment.name)}

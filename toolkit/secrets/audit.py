@@ -120,6 +120,8 @@ class Known:
         name: Of the secret.
         digests: Part to keyed digest.
         expires: Seconds since the epoch; None for what does not.
+        created: When the value was made, seconds since the epoch.
+        is_searchable: Whether the value is long enough to be told from what is there by chance.
     """
 
     environment: str

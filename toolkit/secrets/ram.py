@@ -15,19 +15,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from toolkit.errors import OutsideError
+from toolkit.state import RAM_FILE_SYSTEMS, RAM_ROOT, file_system_of
 
-RAM = Path("/dev/shm")  # noqa: S108 - the point is that it is memory
 _PREFIX = "toolkit-secrets-"
 
 
 @contextmanager
-def ram_directory(root: Path = RAM) -> Iterator[Path]:
+def ram_directory(root: Path = RAM_ROOT) -> Iterator[Path]:
     """Yield a directory that only this user may enter and that no disk ever holds.
 
     Raises:
         OutsideError: `root` is not on a RAM file system.
     """
-    if _file_system(root) not in {"tmpfs", "ramfs"}:
+    if file_system_of(root) not in RAM_FILE_SYSTEMS:
         raise OutsideError(
             f"{root} is not on a RAM file system; secrets are not written to a disk",
             hint=f"mount a tmpfs at {root}",
@@ -81,14 +81,3 @@ def _wipe(directory: Path) -> None:
             except OSError:
                 continue
     shutil.rmtree(directory, ignore_errors=True)
-
-
-def _file_system(path: Path) -> str:
-    """Return the type of the file system that holds `path`."""
-    best = ("", "")
-    resolved = path.resolve()
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, mount_point, kind, *_ = line.split(" ")
-        if resolved.is_relative_to(mount_point) and len(mount_point) >= len(best[0]):
-            best = (mount_point, kind)
-    return best[1]
