@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shlex
 import ssl
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from bench.load.process import LoadProcess
 from examples.command import Toolkit
+from toolkit.secrets.authority import create_authority, issue
 from toolkit.wiring import open_site
 from toolkit.workplace import Workplace
 
@@ -131,6 +133,45 @@ def test_an_interrupted_rotation_goes_on(site, point):
     assert accepts(site, show(site, "app", "database_password"))
     assert site.get("/api/entries").status_code == 200
     assert not any(".previous" in name for name, _ in versions_in_vault(site))
+
+
+def test_an_interrupted_rotation_goes_back(site):
+    """Killed while machines of both values serve: the old one keeps its login, the other dies."""
+    old = show(site, "app", "database_password")
+    words = ("secrets", "rotate", site.environment, "database_password")
+    prefix = ["env", "TOOLKIT_FAILPOINT=roll.drain.acted"]
+    killed = Toolkit(site.toolkit.project, site.state, prefix=prefix).run(*words)
+    assert killed.exit_code == -9, killed.stderr
+    abandoned = show(site, "app", "database_password")
+    assert accepts(site, old) and accepts(site, abandoned)
+    done = site.toolkit.result(*words, "--back")
+    new = show(site, "app", "database_password")
+    assert (new["version"], new["value"]) == (done["version"], old["value"])
+    assert accepts(site, new)
+    assert not accepts(site, abandoned)
+    assert site.get("/api/entries").status_code == 200
+
+
+def test_a_rotation_to_a_value_that_does_not_work_goes_back(site, tmp_path):
+    """The certificate is of an authority that the balancer does not know."""
+    words = ("secrets", "rotate", site.environment, "web_tls")
+    before, serving = show(site, "web", "web_tls"), site.status()["web"]["pool"]["serving"]
+    now = time.time()
+    stranger = create_authority("stranger", site.environment, now=now)
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_bytes(b"".join(issue(stranger, (f"web.{site.environment}.internal",), now=now)))
+    piping = ["sh", "-c", f'exec "$@" <{shlex.quote(str(bundle))}', "sh"]
+    failed = Toolkit(site.toolkit.project, site.state, prefix=piping).run(*words, "--stdin")
+    assert failed.exit_code in {4, 5}, failed.stderr
+    assert "--back" in failed.error["hint"]
+    assert site.status()["web"]["pool"]["serving"] == serving
+
+    done = site.toolkit.result(*words, "--back")
+    assert done["version"] == before["version"] + 2
+    assert show(site, "web", "web_tls") == {**before, "version": done["version"]}
+    assert site.get("/api/entries").status_code == 200
+    assert site.toolkit.run(*words, "--back").exit_code == 2
+    is_settled(site)
 
 
 def test_nothing_is_left_to_do(site):

@@ -47,16 +47,13 @@ def cut_short(fake: FakeSite, version: int) -> None:
     fake.world.at = lambda _name: None
 
 
-def rotation(*, is_resumed: bool) -> Rotation:
-    spec = SecretSpec(NAME, "token", "", (), None)
-    new, old = (Entry(NAME, version, 0.0, {"value": b"x"}) for version in (2, 1))
-    return Rotation(NAME, spec, ("app",), new, old, is_resumed)
-
-
-def beginning(*, is_resumed: bool) -> Callable[[Announce], Rotation]:
+def beginning(*, is_resumed: bool, dying: str = "previous") -> Callable[[Announce], Rotation]:
     def begin(announce: Announce) -> Rotation:
         announce(is_resumed)
-        return rotation(is_resumed=is_resumed)
+        spec = SecretSpec(NAME, "token", "", (), None)
+        new = Entry(NAME, 2, 0.0, {"value": b"x"})
+        old = Entry(f"{NAME}.{dying}", 1, 0.0, {"value": b"y"})
+        return Rotation(NAME, spec, ("app",), new, old, is_resumed)
 
     return begin
 
@@ -97,6 +94,16 @@ def test_an_interrupted_rotation_finishes_its_roll(fake: FakeSite) -> None:
     cut_short(fake, 2)
     rotate.start(fake.site, NAME, ROLES, beginning(is_resumed=True))
     assert not fake.site.ledger.unfinished_rolls("test")
+    assert fake.site.ledger.rolls("test", "app")[0].outcome == "rolled"
+
+
+def test_a_rotation_that_goes_back_takes_its_roll_back(fake: FakeSite) -> None:
+    roll(fake, 1)
+    rotate.start(fake.site, NAME, ROLES, beginning(is_resumed=False))
+    cut_short(fake, 2)
+    rotate.start(fake.site, NAME, ROLES, beginning(is_resumed=True, dying="abandoned"))
+    assert not fake.site.ledger.unfinished_rolls("test")
+    assert fake.site.ledger.rolls("test", "app")[0].outcome == "rolled-back"
 
 
 def test_a_rotation_queues_behind_a_roll_that_runs(

@@ -8,6 +8,7 @@ from typing import Any
 from click import termui
 
 from toolkit.cli import secrets
+from toolkit.cli.context import given_value
 from toolkit.project.model import SecretSpec
 from toolkit.secrets.generate import Item
 from toolkit.secrets.grants import Grant, Matrix
@@ -27,7 +28,7 @@ def test_a_person_is_asked_twice_for_a_value_that_is_not_shown(monkeypatch, caps
 
     monkeypatch.setattr(termui, "hidden_prompt_func", hidden)
     monkeypatch.setattr(sys, "stdin", Terminal("typed and shown"))
-    assert secrets._from_standard_input() == b"the-value"
+    assert given_value() == b"the-value"
     assert len(asked) == 2
     assert "the-value" not in "".join(capsys.readouterr())
 

@@ -12,7 +12,7 @@ from toolkit.errors import ConfigurationError, OutsideError
 from toolkit.project.model import SecretSpec
 from toolkit.secrets.document import Document, Entry
 from toolkit.secrets.grants import Grant, Matrix
-from toolkit.secrets.rotate import Announce, Rotation, begin, finish
+from toolkit.secrets.rotate import Announce, Rotation, begin, finish, need_finished
 
 SPEC = SecretSpec("api_token", "token", "", (), None)
 MATRIX = Matrix(tuple(Grant("test", role, SPEC) for role in ("web", "app")))
@@ -59,7 +59,13 @@ def vaults() -> Any:
 def silent(_is_resumed: bool) -> None: ...
 
 
-def rotate(vaults: Any, given: Mapping[str, bytes] | None, announce: Announce = silent) -> Rotation:
+def rotate(
+    vaults: Any,
+    given: Mapping[str, bytes] | None,
+    announce: Announce = silent,
+    *,
+    is_back: bool = False,
+) -> Rotation:
     return begin(
         MATRIX,
         vaults,
@@ -67,6 +73,7 @@ def rotate(vaults: Any, given: Mapping[str, bytes] | None, announce: Announce = 
         name="api_token",
         make=lambda _spec: {"value": b"made"},
         given=given,
+        is_back=is_back,
         announce=announce,
         now=1.0,
     )
@@ -126,3 +133,60 @@ def test_an_older_vault_is_refused(vaults: Any) -> None:
     with pytest.raises(ConfigurationError, match="version 1, but version 2 was seen"):
         rotate(vaults, None)
     assert vaults.documents == before
+
+
+def test_a_value_that_it_has_already_is_refused(vaults: Any) -> None:
+    """It could not die: the rotation would never end."""
+    before = dict(vaults.documents)
+    with pytest.raises(ConfigurationError, match="has that value already"):
+        rotate(vaults, FIRST)
+    assert vaults.documents == before
+
+
+def test_a_rotation_can_go_back(vaults: Any) -> None:
+    """The old value is a version of its own, as old as it was, and the other one has to die."""
+    rotate(vaults, SECOND)
+    rotation = rotate(vaults, None, is_back=True)
+    assert (rotation.new.version, rotation.new.created, rotation.new.parts) == (3, 0.0, FIRST)
+    assert (rotation.old.version, rotation.old.parts) == (2, SECOND)
+    assert rotation.is_resumed and rotation.is_back
+    for document in vaults.documents.values():
+        assert document.entries == {"api_token": rotation.new, rotation.old.name: rotation.old}
+    finish(vaults, rotation)
+    for document in vaults.documents.values():
+        assert document.entries == {"api_token": rotation.new}
+    assert rotate(vaults, OTHER).new.version == 4
+
+
+@pytest.mark.parametrize("is_back", [True, False])
+@pytest.mark.parametrize("written", [("web",), ("app",), ("web", "app")])
+def test_going_back_goes_on_however_it_was_interrupted(
+    vaults: Any, written: tuple[str, ...], is_back: bool
+) -> None:
+    """The vaults are several files; --back again must not turn round once more."""
+    rotate(vaults, SECOND)
+    forward = dict(vaults.documents)
+    first = rotate(vaults, None, is_back=True)
+    vaults.documents |= {role: forward[role] for role in forward if role not in written}
+    again = rotate(vaults, None, is_back=is_back)
+    assert (again.new, again.old) == (first.new, first.old)
+    assert again.is_back
+    for document in vaults.documents.values():
+        assert document.entries == {"api_token": again.new, again.old.name: again.old}
+
+
+def test_going_back_with_another_value_or_from_nothing_is_refused(vaults: Any) -> None:
+    with pytest.raises(ConfigurationError, match="nothing to go back from"):
+        rotate(vaults, None, is_back=True)
+    rotate(vaults, SECOND)
+    rotate(vaults, None, is_back=True)
+    with pytest.raises(ConfigurationError, match="begun before"):
+        rotate(vaults, SECOND)
+
+
+def test_a_secret_whose_rotation_goes_back_is_not_changed_meanwhile(vaults: Any) -> None:
+    for is_back in (False, True):
+        rotate(vaults, None, is_back=is_back)
+        with pytest.raises(ConfigurationError, match="is not finished") as caught:
+            need_finished(vaults.documents.values(), "api_token")
+        assert "--back" in (caught.value.hint or "")

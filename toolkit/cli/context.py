@@ -8,13 +8,16 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from toolkit.errors import ConfigurationError, OutsideError
 from toolkit.progress import JsonLines, Lines, Progress, Silence, silence
 from toolkit.workplace import Workplace
+
+if TYPE_CHECKING:
+    from toolkit.secrets.vaults import Vaults
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -68,6 +71,14 @@ class Context(Workplace):
         with open_ledger(self.state) as ledger:
             ledger.append(kind, data, environment=environment, role=role)
 
+    def vaults(self, environment: str) -> Vaults:
+        """Return the vaults of an environment, with the passwords that are at hand."""
+        from toolkit.secrets.keys import KeyRing
+        from toolkit.secrets.vaults import Vaults
+
+        loaded = self.environment(environment)
+        return Vaults(loaded, KeyRing(loaded, self.state))
+
     def need_root(self) -> None:
         """Refuse to go on without the rights that machines need.
 
@@ -108,6 +119,13 @@ def wait_option(command: Command) -> Command:
         help="Queue so long when somebody else is changing the environment.",
     )
     return option(command)
+
+
+def given_value() -> bytes:
+    """Return what is piped in; a person at a terminal is asked twice, without an echo."""
+    if not sys.stdin.isatty():
+        return sys.stdin.buffer.read()
+    return str(click.prompt("Value", hide_input=True, confirmation_prompt=True, err=True)).encode()
 
 
 def has_colour(stream: Any) -> bool:

@@ -14,7 +14,8 @@ from typing import Any
 import click
 
 from toolkit.cli.audit import audit_command
-from toolkit.cli.context import Context, json_option, table, wait_option
+from toolkit.cli.context import Context, given_value, json_option, table
+from toolkit.cli.rotate import rotate_command
 from toolkit.errors import ConfigurationError
 from toolkit.secrets.change import apply_edit, edited_names, parts_from_bytes, set_parts
 from toolkit.secrets.declarations import load_matrix
@@ -22,11 +23,8 @@ from toolkit.secrets.document import Document, as_text
 from toolkit.secrets.editor import edit_document
 from toolkit.secrets.generate import Announce, Item, init
 from toolkit.secrets.grants import BALANCER, Matrix
-from toolkit.secrets.keys import KeyRing
 from toolkit.secrets.memory import VersionFile
 from toolkit.secrets.survey import Status, find_entry, matrix_rows, survey
-from toolkit.secrets.vaults import Vaults
-from toolkit.state import exclusive, make_private
 
 _NOTHING = "no role declares a secret"
 
@@ -53,7 +51,7 @@ def init_command(context: Context, environment: str) -> None:
     Passwords, tokens and certificates are made; files have to be set. What exists is kept.
     """
     context.state.prepare()
-    vaults = _vaults(context, environment)
+    vaults = context.vaults(environment)
     outcome = init(
         context.project,
         vaults,
@@ -96,7 +94,7 @@ def list_command(context: Context, environment: str) -> None:
     Of all secrets of ENV, as far as you hold its keys; never a value.
     """
     matrix = load_matrix(context.project, [environment])
-    found = survey(matrix, _vaults(context, environment), now=time.time())
+    found = survey(matrix, context.vaults(environment), now=time.time())
     header = ("ROLE", "SECRET", "KIND", "STATE", "VERSION", "AGE", "EXPIRES")
     context.emit(
         [s.as_data() for s in found], table(header, [_row(s) for s in found], empty=_NOTHING)
@@ -136,7 +134,7 @@ def set_command(context: Context, environment: str, role: str, name: str) -> Non
     It becomes the next version, in every role that declares the same name. A machine gets it with
     the next roll, the balancer with the next 'toolkit up'.
     """
-    value = _from_standard_input()
+    value = given_value()
     _set(context, environment, role=role, name=name, content=value, where="standard input")
 
 
@@ -168,7 +166,7 @@ def edit_command(context: Context, environment: str, role: str) -> None:
 
     With $VISUAL or $EDITOR. Nothing is written unless all of it is valid.
     """
-    vaults = _vaults(context, environment)
+    vaults = context.vaults(environment)
     matrix = load_matrix(context.project, [environment])
     _require_role(matrix.roles(environment), role, environment)
     before = vaults.read(role) or Document(environment, role, {})
@@ -203,7 +201,7 @@ def show_command(context: Context, environment: str, role: str, name: str, yes: 
     The ledger records that it was shown.
     """
     _confirm(f"Print the secret {name} of {environment}.{role} here?", is_confirmed=yes)
-    entry = find_entry(_vaults(context, environment), role, name)
+    entry = find_entry(context.vaults(environment), role, name)
     context.record(
         "secret-shown", environment=environment, role=role, name=name, version=entry.version
     )
@@ -214,83 +212,8 @@ def show_command(context: Context, environment: str, role: str, name: str, yes: 
     context.put(value, has_line_end=sys.stdout.isatty() and not value.endswith(b"\n"))
 
 
-@secrets.command("rotate", epilog="Example: toolkit secrets rotate production database_password")
-@_environment
-@_name
-@click.option("--stdin", "is_given", is_flag=True, help="Take the new value from standard input.")
-@wait_option
-@json_option
-@click.pass_obj
-def rotate_command(
-    context: Context, environment: str, name: str, is_given: bool, wait: float
-) -> None:
-    """Replace a secret in use.
-
-    Make a new value, bring it to every machine that knows the old one, and prove at the services
-    themselves that the old one is dead. No request fails. Interrupted, the same command goes on.
-    """
-    from toolkit import wiring
-    from toolkit.roll import rotate
-    from toolkit.secrets.rotate import begin, find_spec, finish, maker
-
-    context.need_root()
-    vaults = _vaults(context, environment)
-    matrix = load_matrix(context.project, [environment])
-    spec = find_spec(matrix, environment, name)
-    given = parts_from_bytes(spec, _from_standard_input(), "standard input") if is_given else None
-    make = maker(context.project, vaults, now=time.time())
-    directory = make_private(context.state.environment(environment))
-    with (
-        exclusive(directory / "rotate.lock", doing=f"a rotation in {environment}"),
-        wiring.open_site(context, environment) as site,
-    ):
-        rotation = rotate.start(
-            site,
-            name,
-            matrix.sharers(environment, name),
-            lambda announce: begin(
-                matrix,
-                vaults,
-                VersionFile(context.state),
-                name=name,
-                make=make,
-                given=given,
-                announce=announce,
-                now=time.time(),
-            ),
-            wait_s=wait,
-        )
-        if rotation.is_resumed:
-            context.progress.note(f"going on with the rotation to version {rotation.new.version}")
-        report = rotate.carry_out(
-            site,
-            matrix,
-            rotation,
-            namespace=context.state.namespace(environment),
-            wait_s=wait,
-        )
-        finish(vaults, rotation)
-    lines = [f"{name} of {environment} is version {report.version} ({report.seconds:.1f} s)"]
-    lines += [f"  {role:<12} {what}" for role, what in report.roles.items()]
-    lines += [f"  proof        {p['role']} {p['place']}: {p['observed']}" for p in report.proofs]
-    if not report.proofs:
-        lines.append("  proof        none: no role has a way to ask its service about it")
-    context.emit(report.as_data(), "\n".join(lines))
-
-
+secrets.add_command(rotate_command)
 secrets.add_command(audit_command)
-
-
-def _from_standard_input() -> bytes:
-    """Return what is piped in; a person at a terminal is asked twice, without an echo."""
-    if not sys.stdin.isatty():
-        return sys.stdin.buffer.read()
-    return str(click.prompt("Value", hide_input=True, confirmation_prompt=True, err=True)).encode()
-
-
-def _vaults(context: Context, environment: str) -> Vaults:
-    loaded = context.environment(environment)
-    return Vaults(loaded, KeyRing(loaded, context.state))
 
 
 def _set(
@@ -300,7 +223,7 @@ def _set(
     secret = matrix.secret(environment, role, name)
     items = set_parts(
         matrix,
-        _vaults(context, environment),
+        context.vaults(environment),
         VersionFile(context.state),
         role=role,
         name=name,

@@ -28,7 +28,7 @@ from toolkit.ledger.ledger import MachineRecord
 from toolkit.model import running_names
 from toolkit.progress import step
 from toolkit.project.model import SecretSpec
-from toolkit.roll.command import NOT_BEGUN, need_up, resume, roll_role
+from toolkit.roll.command import NOT_BEGUN, abort, need_up, resume, roll_role
 from toolkit.roll.journal import Journal
 from toolkit.roll.lease import Lease
 from toolkit.roll.observe import need_settled
@@ -87,7 +87,8 @@ def start(
 ) -> Rotation:
     """Begin a rotation, unless it could not be finished; record that before a vault is written.
 
-    A roll that an interrupted rotation of the same secret left behind is finished.
+    A roll that an interrupted rotation of the same secret left behind is finished, or taken back
+    where the rotation goes back.
 
     Args:
         site: Where.
@@ -119,7 +120,8 @@ def start(
 
         rotation = begin(announce)
     if is_under_way and rotation.is_resumed:
-        for result in resume(site, wait_s=wait_s):
+        take_up = abort if rotation.is_back else resume
+        for result in take_up(site, wait_s=wait_s):
             if result.error is not None:
                 raise result.error
     return rotation
@@ -150,7 +152,7 @@ def carry_out(
         done[role] = _renew(site, role, specs[role], wait_s=wait_s)
     for role in live:
         if role not in renewing:
-            done[role] = _roll(site, role, wait_s=wait_s)
+            done[role] = _roll(site, role, rotation, wait_s=wait_s)
     if BALANCER in rotation.roles:
         done[BALANCER] = _renew_balancer(site, rotation.name, wait_s=wait_s)
     for role in renewing:
@@ -253,7 +255,7 @@ def _revoke(site: Site, role: str, spec: SecretSpec, *, wait_s: float) -> None:
                 site.provider.renew(order, [_program(spec), "revoke"])
 
 
-def _roll(site: Site, role: str, *, wait_s: float) -> str:
+def _roll(site: Site, role: str, rotation: Rotation, *, wait_s: float) -> str:
     """Replace the machines of a role by such of the same image."""
     image = _members(site, role)[-1].image
     wanted = choose(site, [role], image, None)[role]
@@ -261,7 +263,7 @@ def _roll(site: Site, role: str, *, wait_s: float) -> str:
     if result.error is not None:
         raise type(result.error)(
             f"{site.environment.name} {role}: {result.error.message}",
-            hint="the old value is still good; run the same command again to go on",
+            hint=f"nothing was revoked yet: {_ways_on(rotation)}",
         )
     return result.outcome
 
@@ -344,7 +346,16 @@ def _need(is_so: bool, role: str, host: str, rotation: Rotation, age: str) -> No
     problem = "is not in use" if age == "new" else "is still good"
     raise ToolkitError(
         f"the {age} value of {rotation.name} {problem} at {role} {host}",
-        hint="run the same command again; 'toolkit history' shows what was done",
+        hint=_ways_on(rotation),
+    )
+
+
+def _ways_on(rotation: Rotation) -> str:
+    if rotation.is_back:
+        return "run the same command again to go on"
+    return (
+        "run the same command again to go on, or with --back to return to the old value where the "
+        "new one does not work"
     )
 
 

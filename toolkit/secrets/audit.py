@@ -20,7 +20,7 @@ from toolkit.project.load import environment_names, load_environment
 from toolkit.project.model import Project
 from toolkit.secrets.declarations import load_matrix
 from toolkit.secrets.grants import BALANCER, Matrix, credential_names
-from toolkit.secrets.rotate import PREVIOUS_SUFFIX
+from toolkit.secrets.rotate import is_dying
 from toolkit.secrets.search import VaultPlace, search
 from toolkit.state import State
 
@@ -275,7 +275,7 @@ def judge(
             bad += missing
         else:
             state = "absent"
-            if not name.endswith(PREVIOUS_SUFFIX):
+            if not is_dying(name):
                 hidden = {d for part, d in secret.digests.items() if part != "certificate"}
                 places += [p for p, d in subject.credentials.items() if d in hidden]
         if places:
@@ -309,7 +309,7 @@ def warnings(matrix: Matrix, known: Iterable[Known], *, now: float) -> list[str]
             found.append(f"{label}: is {age_days:.0f} days old, to be rotated after {period}")
         if not one.is_searchable:
             found.append(f"{label}: is too short or too common to be searched for")
-        if one.name.endswith(PREVIOUS_SUFFIX):
+        if is_dying(one.name):
             found.append(f"{label}: a rotation is not finished")
         for digest in one.digests.values():
             by_digest[digest].add(one.environment)

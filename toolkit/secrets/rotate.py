@@ -1,8 +1,9 @@
 """The vaults' part of a rotation: a new value beside the old one, until the old one is dead.
 
-While a rotation is under way the old value is kept in the vault under a name that no role can
-declare, since its death is to be proven with it. That it is there is also how an interrupted
-rotation is recognised.
+While a rotation is under way the value that has to die is kept in the vault under a name that no
+role can declare, since its death is to be proven with it. That it is there is also how an
+interrupted rotation is recognised. Going back is a rotation too: the old value is brought out once
+more, as a version of its own, and the one that did not work has to die.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ from toolkit.secrets.memory import VersionMemory
 from toolkit.secrets.source import refuse_replay
 from toolkit.secrets.vaults import Vaults
 
-PREVIOUS_SUFFIX = ".previous"
+_PREVIOUS = ".previous"
+"""After the name of a secret: the value that a new one replaces."""
+
+_ABANDONED = ".abandoned"
+"""The same: a new value that the old one replaces again."""
 
 Announce = Callable[[bool], None]
 """Is told whether the rotation began in an earlier command; where it fails, nothing is written."""
@@ -45,6 +50,16 @@ class Rotation:
     old: Entry = field(repr=False)
     is_resumed: bool
 
+    @property
+    def is_back(self) -> bool:
+        """Whether it brings an old value out again, since a new one did not work."""
+        return self.old.name.endswith(_ABANDONED)
+
+
+def is_dying(name: str) -> bool:
+    """Whether an entry of a vault is a value that has to die before its rotation is finished."""
+    return name.endswith((_PREVIOUS, _ABANDONED))
+
 
 def find_spec(matrix: Matrix, environment: str, name: str) -> SecretSpec:
     """Return the declaration of a secret by its name alone.
@@ -64,6 +79,7 @@ def begin(
     name: str,
     make: Callable[[SecretSpec], Mapping[str, bytes] | None],
     given: Mapping[str, bytes] | None = None,
+    is_back: bool = False,
     announce: Announce,
     now: float,
 ) -> Rotation:
@@ -76,13 +92,15 @@ def begin(
         name: Of the secret.
         make: Returns the parts of a new value; None where only people can make one.
         given: The parts of a new value that a person gave instead.
+        is_back: Whether a rotation that was begun before shall go back to the old value.
         announce: Writes down that a rotation begins, or goes on.
         now: Seconds since the epoch.
 
     Raises:
         NotFound: No role declares it.
         ConfigurationError: There is no value yet, it cannot be made, another one than is given is
-            being brought out already, or a vault is older than one that was seen before.
+            being brought out already, there is nothing to go back from, or a vault is older than
+            one that was seen before.
         MissingKey: This operator does not hold the password of a role that shares it.
     """
     environment = vaults.environment.name
@@ -99,59 +117,51 @@ def begin(
         for role, document in documents.items():
             if document and name in document.entries:
                 refuse_replay(document, [spec], memory, str(vaults.path(role)))
-        new = max((entries[name] for entries in known), key=lambda entry: entry.version)
-        previous = name + PREVIOUS_SUFFIX
-        begun = [entries[previous] for entries in known if previous in entries]
-        if begun:
-            old = begun[0]
-            if given is not None and dict(given) != dict(new.parts):
-                raise ConfigurationError(
-                    f"a rotation of {name} in {environment} to another value was begun before and "
-                    "has to be finished first; the value that was given is not used",
-                    hint=f"run 'toolkit secrets rotate {environment} {name}' without --stdin, then "
-                    "this again",
-                )
-        else:
-            old = replace(new, name=previous)
-            parts = make(spec) if given is None else given
-            if parts is None:
-                raise ConfigurationError(
-                    f"a new value of {name} can only be given by people",
-                    hint=f"pipe it into 'toolkit secrets rotate {environment} {name} --stdin'",
-                )
-            highest = max(memory.highest(environment, role, name) or 0 for role in roles)
-            new = Entry(name, 1 + max(highest, new.version), now, parts)
+        newest = max((entries[name] for entries in known), key=lambda entry: entry.version)
+        highest = max(memory.highest(environment, role, name) or 0 for role in roles)
+        version = 1 + max(highest, newest.version)
+        dying = {key: e for entries in known for key, e in entries.items() if key in _dying(name)}
+
+        def make_parts() -> Mapping[str, bytes]:
+            return _another(make(spec) if given is None else given, newest, environment)
+
+        if is_back and not dying:
+            raise ConfigurationError(
+                f"no rotation of {name} in {environment} is under way: there is nothing to go back "
+                "from"
+            )
+        new, old = _values(newest, dying, version, make_parts, is_back=is_back, now=now)
+        if given is not None and dict(given) != dict(new.parts):
+            raise ConfigurationError(
+                f"a rotation of {name} in {environment} to another value was begun before and "
+                "has to be finished first; the value that was given is not used",
+                hint=f"run 'toolkit secrets rotate {environment} {name}' without --stdin, or with "
+                "--back where its value does not work, then this again",
+            )
         # Also when it was begun before: the vaults are several files, one may have been left.
         changed = [
-            Document(
-                environment,
-                role,
-                {**(document.entries if document else {}), name: new, previous: old},
-            )
+            Document(environment, role, {**_living(document, name), name: new, old.name: old})
             for role, document in documents.items()
         ]
         is_changed = any(documents[one.role] != one for one in changed)
         if is_changed:
             memory.prepare()
-        announce(bool(begun))
+        announce(bool(dying))
         if is_changed:
             vaults.write(changed)
         for role in roles:
             memory.remember(environment, role, name, new.version)
-    return Rotation(name, spec, roles, new, old, is_resumed=bool(begun))
+    return Rotation(name, spec, roles, new, old, is_resumed=bool(dying))
 
 
 def finish(vaults: Vaults, rotation: Rotation) -> None:
     """Forget the old value; harmless when that was done before."""
-    previous = rotation.name + PREVIOUS_SUFFIX
     with vaults.locked():
         documents = vaults.read_all(rotation.roles)
+        written = [one for one in documents.values() if one]
+        living = [replace(one, entries=_living(one, rotation.name)) for one in written]
         vaults.write(
-            [
-                replace(one, entries={key: e for key, e in one.entries.items() if key != previous})
-                for one in documents.values()
-                if one and previous in one.entries
-            ]
+            [after for after, before in zip(living, written, strict=True) if after != before]
         )
 
 
@@ -166,11 +176,11 @@ def need_finished(documents: Iterable[Document | None], name: str) -> None:
         ConfigurationError: One still holds the old value.
     """
     for document in documents:
-        if document and name + PREVIOUS_SUFFIX in document.entries:
+        if document and _dying(name).intersection(document.entries):
             raise ConfigurationError(
                 f"a rotation of {name} in {document.environment} is not finished",
-                hint=f"finish it with 'toolkit secrets rotate {document.environment} {name}', then "
-                "run this again",
+                hint=f"finish it with 'toolkit secrets rotate {document.environment} {name}', with "
+                "--back where the new value does not work, then run this again",
             )
 
 
@@ -180,3 +190,60 @@ def maker(
     """Return what makes new values with the environment's own authority."""
     authority = AuthoritySource(project, vaults.environment, vaults, now=now)
     return lambda spec: make_parts(spec, authority=authority.get, now=now)
+
+
+def _values(
+    newest: Entry,
+    dying: Mapping[str, Entry],
+    version: int,
+    make_parts: Callable[[], Mapping[str, bytes]],
+    *,
+    is_back: bool,
+    now: float,
+) -> tuple[Entry, Entry]:
+    """Return the value that everybody is to have, and the one that has to die."""
+    name = newest.name
+    abandoned, previous = dying.get(name + _ABANDONED), dying.get(name + _PREVIOUS)
+    if abandoned:
+        return newest, abandoned
+    if previous and is_back:
+        # As old as it was: how long a value may be used goes by that.
+        return replace(previous, name=name, version=version), replace(
+            newest, name=name + _ABANDONED
+        )
+    if previous:
+        return newest, previous
+    return Entry(name, version, now, make_parts()), replace(newest, name=name + _PREVIOUS)
+
+
+def _another(
+    parts: Mapping[str, bytes] | None, newest: Entry, environment: str
+) -> Mapping[str, bytes]:
+    """Return the parts of a new value.
+
+    Raises:
+        ConfigurationError: There are none, or they are the same as before.
+    """
+    command = f"'toolkit secrets rotate {environment} {newest.name} --stdin'"
+    if parts is None:
+        raise ConfigurationError(
+            f"a new value of {newest.name} can only be given by people",
+            hint=f"pipe it into {command}",
+        )
+    if dict(parts) == dict(newest.parts):
+        raise ConfigurationError(
+            f"{newest.name} of {environment} has that value already: it could not die",
+            hint=f"pipe another one into {command}",
+        )
+    return parts
+
+
+def _dying(name: str) -> frozenset[str]:
+    """Return what a value of a secret is called that has to die."""
+    return frozenset({name + _PREVIOUS, name + _ABANDONED})
+
+
+def _living(document: Document | None, name: str) -> dict[str, Entry]:
+    """Return what a vault holds without the values of a secret that have to die."""
+    entries = document.entries if document else {}
+    return {key: entry for key, entry in entries.items() if key not in _dying(name)}
