@@ -69,7 +69,7 @@ def drained(site: EchoSite, answer: Answer) -> set[str]:
 
 @pytest.mark.parametrize("version", [ERRORS, pytest.param(HANGS_UP, marks=pytest.mark.exhaustive)])
 def test_errors_in_the_soak(site, version, tmp_path, record_property):
-    settle(site, "v1", strategy=None, soak=SOAK, canary=None)
+    settle(site, "v1", soak=SOAK)
     before = site.snapshots()["echo"], serving(site), site.machines()
     with under_load(site, tmp_path) as load:
         answer = site.roll("echo", version)
@@ -120,7 +120,7 @@ def test_slow_answers_of_a_canary_and_what_comes_after_it(site, tmp_path):
         assert answer.data["watched"]["errors"] == 0
         assert (site.snapshots()["echo"], serving(site), site.machines()) == before
         # The next version gets the slow one's place, and is not judged by what that one did.
-        settle(site, "v1", canary=CANARY | {"watch_s": 3})
+        settle(site, "v1", strategy="canary", soak=thresholds, canary=CANARY | {"watch_s": 3})
         answer = site.roll("echo", "v2")
     assert is_plain(answer, 0)
     assert answer.data["watched"]["requests"] >= 50
@@ -130,7 +130,7 @@ def test_slow_answers_of_a_canary_and_what_comes_after_it(site, tmp_path):
 def test_slow_answers_in_the_soak(site, tmp_path):
     """The old machines serve no more: they are remembered."""
     thresholds = SOAK | {"min_requests": 50, "max_response_ratio": 3.0}
-    settle(site, "v1", strategy="blue-green", canary=None, soak=thresholds)
+    settle(site, "v1", strategy="blue-green", soak=thresholds)
     before = site.snapshots()["echo"], serving(site), site.machines()
     with under_load(site, tmp_path):
         answer = site.roll("echo", SLOW)
@@ -141,7 +141,7 @@ def test_slow_answers_in_the_soak(site, tmp_path):
 
 
 def test_a_good_version_stays(site, tmp_path):
-    settle(site, "v1", strategy=None, canary=None, soak=SOAK | {"seconds": 2})
+    settle(site, "v1", soak=SOAK | {"seconds": 2})
     with under_load(site, tmp_path) as load:
         answer = site.roll("echo", "v2")
         report = load.stop()
@@ -151,7 +151,7 @@ def test_a_good_version_stays(site, tmp_path):
 
 
 def test_the_way_back_is_warm_within_the_window_and_cold_after_it(site):
-    settle(site, "v1", strategy="blue-green", canary=None, soak=None, keep_warm_s=600)
+    settle(site, "v1", strategy="blue-green", keep_warm_s=600)
     old = serving(site)
     assert site.roll("echo", "v2").exit_code == 0
     plan = site.toolkit.result("rollback", site.environment, "echo", "--dry-run")
@@ -164,7 +164,7 @@ def test_the_way_back_is_warm_within_the_window_and_cold_after_it(site):
 
     # And forward again; then the window passes.
     window_s = 0.5
-    settle(site, "v1", keep_warm_s=window_s)
+    settle(site, "v1", strategy="blue-green", keep_warm_s=window_s)
     assert site.roll("echo", "v2").exit_code == 0
     time.sleep(window_s)
     removed = site.toolkit.result("gc", "--keep", "100")["machines"]

@@ -94,7 +94,7 @@ exhaustive = pytest.mark.exhaustive
     ],
 )
 def test_a_fault_is_said_and_put_right(site, moment, fault, mend, way_on):
-    settle(site, "v1", soak=None)
+    settle(site, "v1")
     before = observed(site)
 
     answer = break_during(site, moment, fault)
@@ -131,7 +131,7 @@ def observed(site: EchoSite) -> tuple:
 
 @pytest.mark.parametrize("moment", [pytest.param("smoke", marks=exhaustive), "watch"])
 def test_a_reload_is_no_reason_to_stop(site, moment):
-    settle(site, "v1", soak=None)
+    settle(site, "v1")
     before = site.snapshots()["keeper"]
     master, worker = balancer_pids(site)
 
@@ -150,7 +150,7 @@ def test_a_reload_is_no_reason_to_stop(site, moment):
 
 @exhaustive
 def test_a_stop_that_ends_in_time_is_no_reason_to_stop(site):
-    settle(site, "v1", soak=None)
+    settle(site, "v1")
 
     def pause(site: EchoSite) -> None:
         stop(site)

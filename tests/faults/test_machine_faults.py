@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.echo import HOSTILE, UNHEALTHY, define, set_note
+from bench.echo import HOSTILE, UNHEALTHY, set_note
 from examples.command import Toolkit
 from tests.support.breakage import (
     eventually,
@@ -239,7 +239,7 @@ def test_the_clock_may_jump_ten_years(site, seconds, tmp_path):
 
 
 def test_nothing_is_left_of_all_that(site):
-    define(site.project, echo={"strategy": None, "keep_warm_s": None, "soak": None})
+    settle(site, "v1")
     set_note(site.project, "echo", "the last one")
     site.toolkit.result("roll", site.environment, "echo", "--image", site.image("v1", "echo"))
     assert len(site.machines()) == 3

@@ -16,6 +16,16 @@ from toolkit.state import State
 DEADLINE_S = 60.0
 """For whatever should happen at once, on a host that is busy with something else."""
 
+PLAIN = {
+    "strategy": None,
+    "batch": None,
+    "canary": None,
+    "soak": None,
+    "keep_warm_s": None,
+    "snapshot": None,
+}
+"""Settings of a role; what a test does not name is as it was in the beginning."""
+
 GATE = """
 import time
 from pathlib import Path
@@ -133,8 +143,8 @@ def serving(site: Site, role: str = "echo") -> list[str]:
 
 
 def settle(site: EchoSite, version: str, **settings: object) -> None:
-    """Have `echo` run a version, whatever an earlier test has left, with these settings."""
-    define(site.project, echo=settings)
+    """Have `echo` run a version, whatever an earlier test has left; then it gets these settings."""
+    define(site.project, echo={**PLAIN, "timeouts": settings.get("timeouts")})
     wanted = site.image(version, "echo")
     with site.opened() as opened:
         members = opened.ledger.machines(site.environment, "echo")
@@ -144,3 +154,4 @@ def settle(site: EchoSite, version: str, **settings: object) -> None:
         site.toolkit.run("abort", site.environment)
     if unfinished or {one.image for one in members if one.is_member} != {wanted}:
         site.toolkit.result("roll", site.environment, "echo", "--image", wanted)
+    define(site.project, echo=settings)

@@ -15,6 +15,7 @@ from bench.echo import define
 from bench.lab import Lab
 from bench.load.process import LoadProcess
 from examples.command import Answer, Toolkit
+from tests.support.breakage import PLAIN
 from tests.support.site import EchoSite
 from tests.support.traces import leftovers
 from toolkit.errors import ToolkitError
@@ -27,16 +28,6 @@ RATE = 40.0
 RECOVERY_S = 30.0
 """On a host that has nothing else to do."""
 SETTLE_S = 10.0
-
-SETTINGS = {
-    "strategy": None,
-    "batch": None,
-    "canary": None,
-    "soak": None,
-    "keep_warm_s": None,
-    "snapshot": None,
-}
-"""Of a role; what a case does not name is as it was in the beginning."""
 
 VERSIONS = ("v1", "v2")
 
@@ -74,7 +65,7 @@ class Siege:
 
     def define(self, role: str, **settings: object) -> None:
         """Have a role deployed in a way; what is not named is as it was in the beginning."""
-        define(self.site.project, **{role: {**SETTINGS, **settings}})
+        define(self.site.project, **{role: {**PLAIN, **settings}})
 
     def set_hooks(self, **hooks: str) -> None:
         """Have the playbooks run in each roll of `echo`: none, or `before` and `after`."""
