@@ -195,6 +195,11 @@ def held_addresses(targets: Iterable[Target]) -> set[str]:
     return {one.address for one in targets if one.state is TargetState.MAINTENANCE}
 
 
+def withdrawn_addresses(targets: Iterable[Target]) -> set[str]:
+    """Return the addresses that were told to take no new requests: draining or in maintenance."""
+    return {one.address for one in targets if one.state is not TargetState.READY}
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """A copy of a volume, as it was before a roll.

@@ -896,6 +896,23 @@ def test_roll_that_goes_back_leaves_in_maintenance_what_was(make, strategy: str)
     }
 
 
+@pytest.mark.parametrize("strategy", ["blue-green", "rolling"])
+def test_roll_that_goes_back_leaves_drained_what_was(make, strategy: str) -> None:
+    fake = make(strategy=strategy)
+    roll(fake, 1)
+    drained, other = (one.address for one in fake.site.ledger.machines("test"))
+    fake.pool.drain([drained])
+    cut_short(fake, 2, at="drain after")
+    [result] = command.abort(fake.site)
+    assert (result.outcome, result.error) == ("rolled-back", None)
+    assert {one.address: one.state for one in fake.pool.targets()} == {
+        drained: TargetState.DRAINING,
+        other: TargetState.READY,
+    }
+    assert bring_up(fake.site, is_repair=True) != []
+    assert fake.pool.serving() == {drained, other}
+
+
 def test_role_without_tests_of_its_own_is_refused_before_anything_starts(fake: FakeSite) -> None:
     fake.smoke.has_tests = False
     with pytest.raises(ConfigurationError, match="no smoke tests"):

@@ -12,7 +12,13 @@ from toolkit import interrupt
 from toolkit.clock import host_uptime
 from toolkit.errors import DidNotStart, OutsideError, SmokeTestsFailed, ToolkitError
 from toolkit.ledger.ledger import Ledger, MachineRecord
-from toolkit.model import LaunchOrder, SmokeCheck, held_addresses, running_names
+from toolkit.model import (
+    LaunchOrder,
+    SmokeCheck,
+    held_addresses,
+    running_names,
+    withdrawn_addresses,
+)
 from toolkit.ports import HookRunner, MachineProvider, Pool, SmokeRunner
 from toolkit.progress import Progress
 from toolkit.project.model import Timeouts
@@ -60,7 +66,7 @@ class RollOrder:
         records: Machine name to what the ledger holds of it, of all machines in the plan.
         timeouts: Deadlines of the steps.
         thresholds: By which new machines are judged while they are watched.
-        held: Old machines that were in maintenance when the roll began.
+        held: Old machines that were drained or in maintenance when the roll began.
     """
 
     id: str
@@ -331,9 +337,9 @@ class Effects:
         targets = self._crew.pool.targets()
         return {target.address for target in targets} - held_addresses(targets)
 
-    def in_maintenance(self) -> set[str]:
-        """Return the addresses that an operator has put into maintenance."""
-        return held_addresses(self._crew.pool.targets())
+    def withdrawn(self) -> set[str]:
+        """Return the addresses with a place that take no new requests."""
+        return withdrawn_addresses(self._crew.pool.targets())
 
     def _addresses(self, machines: Sequence[str]) -> list[str]:
         return [self.address(name) for name in machines]

@@ -198,7 +198,7 @@ def plan_undo(
         plan: The roll.
         begun: The steps that were at least begun, in order.
         untested: Old machines that do not run, or have not passed since they were started.
-        held: Old machines that an operator keeps in maintenance: they did not serve before.
+        held: Old machines that somebody has withdrawn by hand: they did not serve before.
     """
     touched = Touched(begun)
     drained = touched.by(Effect.DRAIN, plan.old)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from toolkit.errors import ConfigurationError, NotFound
 from toolkit.ledger.ledger import Ledger, MachineRecord, RollRecord
-from toolkit.model import Image, Release, held_addresses, running_names
+from toolkit.model import Image, Release, running_names, withdrawn_addresses
 from toolkit.project.settings import role_settings
 from toolkit.roll.effects import RollOrder
 from toolkit.roll.orders import Inputs, endpoints
@@ -147,7 +147,7 @@ def prepare_roll(
         (*warm, *old, *new),
         inputs,
         roll_id=roll_id,
-        held=_in_maintenance(site, role, old),
+        held=_withdrawn(site, role, old),
     )
 
 
@@ -185,7 +185,7 @@ def prepare_return(
         (*old, *warm),
         inputs,
         roll_id=roll_id,
-        held=_in_maintenance(site, role, old),
+        held=_withdrawn(site, role, old),
     )
 
 
@@ -208,7 +208,7 @@ def make_order(
         records: Of the machines in it.
         inputs: The role's configuration and secrets.
         roll_id: Name of the roll.
-        held: Old machines that were in maintenance when it began.
+        held: Old machines that were drained or in maintenance when it began.
     """
     deployment = site.environment.deployments[role]
     soak = deployment.soak
@@ -285,9 +285,9 @@ def _old_machines(site: Site, role: str) -> list[MachineRecord]:
     return sorted(meant, key=lambda one: one.name not in running)
 
 
-def _in_maintenance(site: Site, role: str, machines: Sequence[MachineRecord]) -> tuple[str, ...]:
-    held = held_addresses(site.pools[role].targets())
-    return tuple(one.name for one in machines if one.address in held)
+def _withdrawn(site: Site, role: str, machines: Sequence[MachineRecord]) -> tuple[str, ...]:
+    addresses = withdrawn_addresses(site.pools[role].targets())
+    return tuple(one.name for one in machines if one.address in addresses)
 
 
 def _free_addresses(site: Site, role: str, recorded: Sequence[MachineRecord]) -> tuple[str, ...]:

@@ -159,8 +159,8 @@ class Roll:
         return {name for name in suspects if self._effects.address(name) not in placed}
 
     def _held(self) -> set[str]:
-        """Return the old machines that were in maintenance before the roll, and still are."""
-        addresses = self._effects.in_maintenance() if self._order.held else set()
+        """Return the old machines that were withdrawn before the roll, and still are."""
+        addresses = self._effects.withdrawn() if self._order.held else set()
         return {name for name in self._order.held if self._effects.address(name) in addresses}
 
     def _begun(self) -> tuple[Step, ...]:
