@@ -126,13 +126,13 @@ def test_a_fault_is_said_and_put_right(site, moment, fault, mend, way_on):
 def observed(site: EchoSite) -> tuple:
     """Return what a fault must not change: places, what serves, and which machines there are."""
     snapshots = site.snapshots()
-    return snapshots["echo"], snapshots["keeper"], serving(site), site.machines()
+    return snapshots["echo"], snapshots["count_keeper"], serving(site), site.machines()
 
 
 @pytest.mark.parametrize("moment", [pytest.param("smoke", marks=exhaustive), "watch"])
 def test_a_reload_is_no_reason_to_stop(site, moment):
     settle(site, "v1")
-    before = site.snapshots()["keeper"]
+    before = site.snapshots()["count_keeper"]
     master, worker = balancer_pids(site)
 
     def reload(site: EchoSite) -> None:
@@ -144,7 +144,7 @@ def test_a_reload_is_no_reason_to_stop(site, moment):
     assert is_plain(answer, 0)
     assert answer.data["outcome"] == "rolled"
     assert serving(site) == answer.data["machines"]
-    assert site.snapshots()["keeper"] == before
+    assert site.snapshots()["count_keeper"] == before
     assert site.get().headers["X-Version"] == "2"
 
 

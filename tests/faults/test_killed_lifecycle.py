@@ -36,7 +36,7 @@ def have_all(siege: Siege) -> None:
 
 
 def check_all(siege: Siege) -> None:
-    for role, capacity in (("echo", 2), ("keeper", 1)):
+    for role, capacity in (("echo", 2), ("count_keeper", 1)):
         siege.check_settled(image=siege.image("v1", role), role=role, capacity=capacity)
     assert siege.site.get().status_code == 200
 
@@ -123,7 +123,7 @@ def test_gc(case: Case, siege: Siege):
         rolls = [one.id for one in opened.ledger.rolls(site.environment, "echo")][:2]
     copies = site.state / "environments" / site.environment / "snapshots"
     for roll in rolls:
-        (copies / f"keeper-data-{roll}").mkdir(parents=True, exist_ok=True)
+        (copies / f"count_keeper-data-{roll}").mkdir(parents=True, exist_ok=True)
     layer = site.state / "store" / "layers" / f"{'0' * 64}.erofs"
     layer.write_bytes(b"nobody's")
     kept = set(site.machines()) - {expired, stranger}
@@ -136,7 +136,7 @@ def test_gc(case: Case, siege: Siege):
         recover(siege, "gc", "--keep", "9", "--keep-snapshots", "1")
     siege.check_capacity(watch)
     assert set(site.machines()) == kept
-    assert [path.name for path in copies.iterdir()] == [f"keeper-data-{rolls[0]}"]
+    assert [path.name for path in copies.iterdir()] == [f"count_keeper-data-{rolls[0]}"]
     assert not layer.exists()
     siege.define("echo")
     check_all(siege)

@@ -73,7 +73,7 @@ SCENARIOS = {
     ),
     "hooks": Scenario(BLUE_GREEN, hooks={"before": "before.yml", "after": "after.yml"}),
     "keep-warm": Scenario(BLUE_GREEN | {"keep_warm_s": WARM_S}, needs_warm=True),
-    "stateful": Scenario({"snapshot": True}, role="keeper"),
+    "stateful": Scenario({"snapshot": True}, role="count_keeper"),
     "does-not-start": Scenario(BLUE_GREEN, version=DOES_NOT_START, ending="discarded"),
     "errors": Scenario(BLUE_GREEN | {"soak": SOAK}, version=ERRORS, ending="rolled-back"),
     "rollback-warm": Scenario(

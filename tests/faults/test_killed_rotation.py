@@ -66,7 +66,7 @@ def test_killed(case: Case, siege: Siege):
     site, before = siege.site, token(siege, "echo")
     done = rotate(case, siege, "token")
     assert done["version"] == before["version"] + 1
-    for role in ("echo", "keeper"):
+    for role in ("echo", "count_keeper"):
         new = token(siege, role)
         assert new["version"] == done["version"]
         for machine in site.status()[role]["machines"]:

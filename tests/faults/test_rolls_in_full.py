@@ -82,7 +82,7 @@ def test_what_was_changed_by_hand_is_told_and_put_right_only_when_asked(site):
     assert first in data["machines"]
     assert serving(site) == before[1]
     assert places_of(site.snapshots()["echo"]) == places_of(before[0]["echo"])
-    assert site.snapshots()["keeper"] == before[0]["keeper"]
+    assert site.snapshots()["count_keeper"] == before[0]["count_keeper"]
     assert json_notes(site.toolkit.run("status", site.environment)) == []
 
 
@@ -180,8 +180,8 @@ def test_a_hook_that_fails_before_traffic_discards_the_roll(site, hooks):
 
 
 def starts(site: EchoSite) -> int:
-    """Return what the keeper has counted on its volume, asking it as other machines do."""
-    [name] = serving(site, "keeper")
+    """Return what the machine has counted on its volume, asking it as other machines do."""
+    [name] = serving(site, "count_keeper")
     program = (
         "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8080/').read().decode())"
     )
@@ -190,18 +190,18 @@ def starts(site: EchoSite) -> int:
 
 
 def test_a_stateful_role_goes_back_to_the_old_image_with_its_data(site):
-    define(site.project, keeper={"snapshot": True})
+    define(site.project, count_keeper={"snapshot": True})
     before = starts(site)
-    [old] = serving(site, "keeper")
-    image = site.status()["keeper"]["image"]
-    volume = site.state / "environments" / site.environment / "volumes" / "keeper-data"
+    [old] = serving(site, "count_keeper")
+    image = site.status()["count_keeper"]["image"]
+    volume = site.state / "environments" / site.environment / "volumes" / "count_keeper-data"
     (volume / "precious").write_text("data")
 
-    answer = site.roll("keeper", DOES_NOT_START)
+    answer = site.roll("count_keeper", DOES_NOT_START)
 
     assert is_plain(answer, 4)
     assert answer.data["outcome"] == "discarded"
-    status = site.status()["keeper"]
+    status = site.status()["count_keeper"]
     assert status["image"] == image
     assert status["pool"]["serving"] == [old]
     assert starts(site) == before + 1
@@ -216,12 +216,12 @@ def test_a_stateful_role_goes_back_to_the_old_image_with_its_data(site):
 
 @pytest.mark.parametrize("way_on", ["resume", "abort"])
 def test_a_stateful_roll_that_is_killed_between_two_machines(site, way_on):
-    define(site.project, keeper={"snapshot": None})
+    define(site.project, count_keeper={"snapshot": None})
     before = starts(site)
-    set_note(site.project, "keeper", way_on)
-    words = ("roll", site.environment, "keeper", "--image", site.image("v1", "keeper"))
+    set_note(site.project, "count_keeper", way_on)
+    words = ("roll", site.environment, "count_keeper", "--image", site.image("v1", "count_keeper"))
     killed_at(site, "roll.launch.committed", *words)
-    assert serving(site, "keeper") == []
+    assert serving(site, "count_keeper") == []
     [result] = site.toolkit.result(way_on, site.environment)
     assert result["outcome"] == ("rolled" if way_on == "resume" else "discarded")
     # The new one has started once; on the way back the old one has, too.
@@ -242,21 +242,21 @@ def test_a_dead_machine_is_drift_too(site):
 
 def test_a_copy_of_a_volume_is_gone_back_to_as_the_docs_say_and_goes_with_the_volumes(site):
     """The last of these tests: nothing is left of the environment."""
-    define(site.project, keeper={"snapshot": True})
+    define(site.project, count_keeper={"snapshot": True})
     directory = site.state / "environments" / site.environment
-    volume = directory / "volumes" / "keeper-data"
+    volume = directory / "volumes" / "count_keeper-data"
     (volume / "precious").write_text("good")
-    set_note(site.project, "keeper", "a roll that copies the volume first")
-    roll = site.roll("keeper", "v1").data["roll"]
+    set_note(site.project, "count_keeper", "a roll that copies the volume first")
+    roll = site.roll("count_keeper", "v1").data["roll"]
     (volume / "precious").write_text("bad")
 
     site.toolkit.result("down", site.environment)
-    volume.rename(volume.with_name(".keeper-data.bad"))
-    copy = directory / "snapshots" / f"keeper-data-{roll}"
+    volume.rename(volume.with_name(".count_keeper-data.bad"))
+    copy = directory / "snapshots" / f"count_keeper-data-{roll}"
     subprocess.run(["cp", "--archive", "--reflink=auto", copy, volume], check=True, timeout=60)
     site.toolkit.result("up", site.environment)
-    assert site.roll("keeper", "v1").exit_code == 0
-    [name] = serving(site, "keeper")
+    assert site.roll("count_keeper", "v1").exit_code == 0
+    [name] = serving(site, "count_keeper")
     assert site.run_inside(name, "cat", "/var/lib/echo/precious").text == "good"
 
     data = site.toolkit.result("down", site.environment, "--volumes")

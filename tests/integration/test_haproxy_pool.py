@@ -50,7 +50,8 @@ NETWORK = ipaddress.ip_network("10.77.0.0/24")
 MACHINES = ("10.77.0.11", "10.77.0.12", "10.77.0.13")
 IMPOSTOR = MACHINES[2]
 NOBODY = tuple(f"10.77.0.{number}" for number in range(101, 107))
-VERIFY_NAME = "web.internal"
+VERIFY_NAME = "api_web.my_env.internal"
+"""A role's name may hold underscores, as Ansible's do."""
 
 SERVER = """
 import http.server, json, pathlib, ssl, sys, threading, time

@@ -12,8 +12,14 @@ import pytest
 from pydantic import BaseModel
 
 from toolkit import errors, faults
+from toolkit.ansible import hooks
+from toolkit.bake import base, builder, seal
 from toolkit.cli.main import COMMANDS, cli
-from toolkit.project import schema
+from toolkit.machines import nspawn
+from toolkit.project import schema, source
+from toolkit.roll import lease, rotate
+from toolkit.secrets import keys
+from toolkit.smoke import plugin
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
@@ -154,6 +160,24 @@ def test_every_exit_code_is_documented_and_no_other():
     codes = {kind.exit_code for kind in kinds} | {0, errors.EXIT_BUG, errors.EXIT_INTERRUPTED}
     documented = re.findall(r"^\| (\d+) \|", section("## Exit codes"), re.MULTILINE)
     assert sorted(map(int, documented)) == sorted(codes)
+
+
+def test_fixed_deadlines_are_the_documented_ones():
+    documented = re.findall(r"^\| .* \| (\d+) \|$", section("## Fixed deadlines"), re.MULTILINE)
+    assert [float(one) for one in documented] == [
+        source.FETCH_TIMEOUT_S,
+        base.BOOTSTRAP_TIMEOUT_S,
+        builder.APPLY_TIMEOUT_S,
+        seal.MKFS_TIMEOUT_S,
+        nspawn.SNAPSHOT_TIMEOUT_S,
+        hooks.HOOK_TIMEOUT_S,
+        plugin.COMMAND_TIMEOUT_S,
+        plugin.HTTP_TIMEOUT_S,
+        nspawn.RENEW_TIMEOUT_S,
+        rotate.PROBE_TIMEOUT_S,
+        keys.COMMAND_DEADLINE_S,
+        lease.TIME_TO_LIVE_S,
+    ]
 
 
 def test_every_failpoint_is_documented():

@@ -61,6 +61,19 @@ def test_a_merged_key_is_not_there_twice(tmp_path: Path) -> None:
     assert layer.variables == {"released": {"a": 3, "b": 2}}
 
 
+@pytest.mark.parametrize("name", ["my env", "Test", "@build-1", "1st", "-x", "ü", "a" * 32])
+def test_a_name_that_no_host_can_have_is_refused(tmp_path: Path, name: str) -> None:
+    shop = project(tmp_path, SERVICE.replace("VALUE", "1"))
+    directory = tmp_path / "inventories" / name
+    directory.mkdir(parents=True)
+    (directory / "toolkit.yml").write_text("{plugin: toolkit, roles: {app: {machines: 1}}}\n")
+    with pytest.raises(ConfigurationError, match="the name of an environment") as caught:
+        load_environment(shop, name)
+    assert "rename the directory" in (caught.value.hint or "")
+    directory.rename(directory.with_name("a_b-1"))
+    assert load_environment(shop, "a_b-1").name == "a_b-1"
+
+
 def test_the_home_of_a_user_who_does_not_exist(tmp_path: Path) -> None:
     shop = project(tmp_path, SERVICE.replace("VALUE", "1"))
     directory = tmp_path / "inventories/test"

@@ -18,7 +18,7 @@ from toolkit.secrets.authority import (
 from toolkit.secrets.certificates import check_pair, expiry, split_bundle
 
 NOW = time.time()
-NAMES = ("localhost", "web.development.internal", "127.0.0.1")
+NAMES = ("localhost", "api_web.my_env.internal", "127.0.0.1")
 
 
 @pytest.fixture(scope="module")

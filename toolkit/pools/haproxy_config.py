@@ -32,7 +32,7 @@ CIPHERSUITES: Final = "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA2
 """For TLS 1.3."""
 
 _ROLE = re.compile(r"[a-z][a-z0-9_-]{0,62}")
-_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252})(:\d{1,5})?")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252})(:\d{1,5})?")
 _WORD = re.compile(r"[!-~]+")
 _UNSAFE = frozenset("\"'\\#$(){}")
 _PUBLIC_BIND = re.compile(r"^\s*bind\s+(\S+:\d+)\s+namespace\s", re.MULTILINE)

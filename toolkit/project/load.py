@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import graphlib
 import ipaddress
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +23,13 @@ from toolkit.project.model import (
     Soak,
     Timeouts,
 )
-from toolkit.project.schema import EnvironmentFile, RoleEntry, SecretsFile, ServiceFile
+from toolkit.project.schema import (
+    ENVIRONMENT_PATTERN,
+    EnvironmentFile,
+    RoleEntry,
+    SecretsFile,
+    ServiceFile,
+)
 
 SERVICE_FILE = "service.yml"
 ENVIRONMENT_FILE = "toolkit.yml"
@@ -65,6 +72,12 @@ def load_environment(project: Project, name: str) -> Environment:
         raise NotFound(
             f"there is no environment {name!r}: {path} does not exist",
             hint=f"known environments: {', '.join(known) or 'none'}",
+        )
+    if not re.fullmatch(ENVIRONMENT_PATTERN, name):
+        raise ConfigurationError(
+            f"{directory}: the name of an environment begins with a lower-case letter, and at most "
+            "30 such letters, digits, '-' or '_' follow",
+            hint="it is part of host names, network namespaces and files; rename the directory",
         )
     entry = parse_file(EnvironmentFile, path)
     problems = [

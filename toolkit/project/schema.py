@@ -25,6 +25,9 @@ from toolkit.project.model import MOST_MACHINES, STOP_S
 NAME_PATTERN = r"^[a-z][a-z0-9_]{0,30}$"
 """A role's name: an Ansible role, an inventory group and part of machine names at once."""
 
+ENVIRONMENT_PATTERN = r"[a-z][a-z0-9_-]{0,30}"
+"""An environment's name: part of host names, network namespaces and paths of sockets."""
+
 PASSWORD = re.compile(r"(?i)://[^/\s]*:[^/\s]*@|https?://[^/\s]*@")
 """The user's part of a URL, with a password; over HTTP a token often stands alone there."""
 

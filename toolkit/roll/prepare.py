@@ -122,7 +122,7 @@ def prepare_roll(
     warm = [one for one in recorded if one.role == role and one.standing == "warm"]
     new = [
         MachineRecord(
-            name=f"{role}-{roll_id.removeprefix('roll-')}-{number}",
+            name=machine_name(role, roll_id, number),
             environment=environment.name,
             role=role,
             image=wanted.image.digest,
@@ -274,6 +274,11 @@ def choose_previous(site: Site, role: str) -> Wanted:
             f"{name} {role} would go back to image {roll.image}, which the store has no more",
             hint="name another with --to; 'toolkit images list' shows them",
         ) from None
+
+
+def machine_name(role: str, roll_id: str, number: int) -> str:
+    """Return the name of a roll's machine, which is its host name: that has no underscores."""
+    return f"{role.replace('_', '-')}-{roll_id.removeprefix('roll-')}-{number}"
 
 
 def _old_machines(site: Site, role: str) -> list[MachineRecord]:

@@ -28,7 +28,7 @@ PASSWORD_BYTES = 32
 _SHORTEST_PASSWORD = 22
 """Characters of base64url that 128 bits need."""
 
-_COMMAND_DEADLINE_S = 120.0
+COMMAND_DEADLINE_S = 120.0
 """A command may ask a person to unlock a keyring."""
 
 KEYRING_VARIABLES = (
@@ -171,7 +171,7 @@ class KeyRing:
         completed = shell.run(
             [*self._command, self._environment, role],
             env=shell.environment(**inherited),
-            timeout_s=_COMMAND_DEADLINE_S,
+            timeout_s=COMMAND_DEADLINE_S,
             cwd=self._project,
             is_checked=False,
         )
