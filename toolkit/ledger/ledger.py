@@ -72,6 +72,11 @@ class MachineRecord:
         """Whether it belongs to its pool."""
         return self.standing == "member"
 
+    @property
+    def is_warm(self) -> bool:
+        """Whether it is kept for a quick way back."""
+        return self.standing == "warm"
+
 
 @dataclass(frozen=True, slots=True)
 class RollRecord:

@@ -14,6 +14,7 @@ from toolkit.machines import cgroups, evidence, renewal
 from toolkit.machines.container import Container, ContainerOrder
 from toolkit.machines.evidence import Subject
 from toolkit.model import Image, LaunchOrder, Machine, MachineState, Snapshot
+from toolkit.network.names import namespace_path
 from toolkit.network.namespaces import EnvironmentNetwork
 from toolkit.state import State, make_durable, make_private, write_atomically
 
@@ -273,7 +274,7 @@ class NspawnProvider:
         )
 
     def _container_order(self, order: LaunchOrder) -> ContainerOrder:
-        arguments = [f"--network-namespace-path=/run/netns/{self.namespace(order.name)}"]
+        arguments = [f"--network-namespace-path={namespace_path(self.namespace(order.name))}"]
         volumes = self._state.volumes(self._environment)
         for volume, mountpoint in order.volumes.items():
             path = make_durable(volumes / f"{order.role}-{volume}")

@@ -19,13 +19,13 @@ from typing import Any, Final
 
 from toolkit import shell
 from toolkit.errors import ConfigurationError, DeadlineExceeded, OutsideError
+from toolkit.network.names import NAMESPACES, namespace_path
 
 INSIDE_LINK: Final = "tk0"
 """A machine's own interface. No image's network configuration matches this name."""
 
 BRIDGE: Final = "br0"
 
-_NAMESPACES = Path("/run/netns")
 _OWN_NAMESPACE = Path("/proc/self/ns/net")
 _TIMEOUT_S = 30.0
 _POLL_S = 0.002
@@ -109,10 +109,10 @@ class EnvironmentNetwork:
 
     def machine_namespaces(self) -> Sequence[str]:
         """Return the names of the namespaces that belong to the environment's machines, sorted."""
-        if not _NAMESPACES.is_dir():
+        if not NAMESPACES.is_dir():
             return []
         prefix = f"{self.namespace}."
-        return sorted(path.name for path in _NAMESPACES.iterdir() if path.name.startswith(prefix))
+        return sorted(path.name for path in NAMESPACES.iterdir() if path.name.startswith(prefix))
 
     def attach(self, machine_namespace: str, address: str) -> None:
         """Make a machine's namespace and connect it; a machine connected elsewhere is moved.
@@ -264,7 +264,7 @@ def _hardware_address(address: str) -> str:
 def _is_namespace(name: str) -> bool:
     """Whether the name stands for a namespace, not for the empty file of a creation cut short."""
     try:
-        return (_NAMESPACES / name).stat().st_dev == _OWN_NAMESPACE.stat().st_dev
+        return namespace_path(name).stat().st_dev == _OWN_NAMESPACE.stat().st_dev
     except FileNotFoundError:
         return False
 
@@ -273,13 +273,13 @@ def _ensure_namespace(name: str) -> bool:
     """Make a namespace unless it exists, and return whether it is new."""
     if _is_namespace(name):
         return False
-    (_NAMESPACES / name).unlink(missing_ok=True)
+    namespace_path(name).unlink(missing_ok=True)
     _run(name, "ip", "netns", "add", name)
     return True
 
 
 def _remove_namespace(name: str) -> None:
-    if (_NAMESPACES / name).exists():
+    if namespace_path(name).exists():
         _run(name, "ip", "netns", "delete", name)
 
 

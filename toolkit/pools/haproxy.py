@@ -25,6 +25,7 @@ from typing import Final, TypeVar
 from toolkit import shell
 from toolkit.errors import ConfigurationError, DeadlineExceeded, OutsideError, ToolkitError
 from toolkit.machines.processes import ProcessId, children, identify, read_pid_file
+from toolkit.network.names import inside
 from toolkit.pools import haproxy_config, haproxy_socket, host
 from toolkit.pools.haproxy_socket import HaproxySocket, Processes
 
@@ -191,10 +192,10 @@ class HaproxyProcess:
             host.write(self._state_file, _EMPTY_STATE)
         self._install(config_text)
         pid = shell.spawn(
-            [
-                *("nsenter", f"--net={host.namespace_path(namespace)}"),
-                *("haproxy", "-W", "-S", f"{self._master.path},mode,600", "-f", self._config),
-            ],
+            inside(
+                namespace,
+                ["haproxy", "-W", "-S", f"{self._master.path},mode,600", "-f", self._config],
+            ),
             env=shell.environment(),
             log=self._log,
             cwd=self.directory,

@@ -14,6 +14,7 @@ from typing import Final
 from toolkit import shell
 from toolkit.errors import ConfigurationError
 from toolkit.machines.processes import identify
+from toolkit.network.names import namespace_path
 
 _POLL_S: Final = 0.01
 _KILL_TIMEOUT_S: Final = 5.0
@@ -69,11 +70,6 @@ def _try_to_listen(address: str) -> OSError | None:
         except OSError as error:
             return error
     return None
-
-
-def namespace_path(name: str) -> Path:
-    """Return where a network namespace is found by name."""
-    return Path("/run/netns") / name
 
 
 def is_in_namespace(pid: int, name: str) -> bool:

@@ -127,7 +127,7 @@ def _find_expired(site: Site) -> list[MachineRecord]:
     return [
         one
         for one in site.ledger.machines(name)
-        if one.standing == "warm" and ((one.warm_until or 0.0) <= now or one.name not in running)
+        if one.is_warm and ((one.warm_until or 0.0) <= now or one.name not in running)
     ]
 
 

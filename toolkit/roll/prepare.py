@@ -119,7 +119,7 @@ def prepare_roll(
     environment = site.environment
     recorded = site.ledger.machines(environment.name)
     old = _old_machines(site, role)
-    warm = [one for one in recorded if one.role == role and one.standing == "warm"]
+    warm = [one for one in recorded if one.role == role and one.is_warm]
     new = [
         MachineRecord(
             name=machine_name(role, roll_id, number),
@@ -167,7 +167,7 @@ def prepare_return(
     warm = [
         one
         for one in site.ledger.machines(site.environment.name, role)
-        if one.standing == "warm"
+        if one.is_warm
         and one.image == image
         and one.inputs == inputs.digest
         and one.name in running
@@ -286,7 +286,7 @@ def _old_machines(site: Site, role: str) -> list[MachineRecord]:
     running = running_names(site.provider.machines())
     recorded = site.ledger.machines(site.environment.name, role)
     # One recorded as new was coming back when `up` was cut short or its tests failed.
-    meant = [one for one in recorded if one.standing != "warm"]
+    meant = [one for one in recorded if not one.is_warm]
     return sorted(meant, key=lambda one: one.name not in running)
 
 

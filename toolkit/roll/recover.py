@@ -73,7 +73,7 @@ def find_drift(
                 f"{record.name} is meant to serve as much as others, and the balancer gives it "
                 f"{target.percent:g} % of that"
             )
-        elif record.standing == "warm" and target and target.state is TargetState.READY:
+        elif record.is_warm and target and target.state is TargetState.READY:
             sentences.append(f"{record.name} is meant to be warm, and the balancer has it ready")
     known = {record.address for record in records}
     sentences += [

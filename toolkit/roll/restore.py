@@ -57,10 +57,10 @@ def _find_absent(site: Site, role: str, held: Lease, *, is_repair: bool) -> list
     name = site.environment.name
     records = held.ledger.machines(name, role)
     running = running_names(site.provider.machines())
-    dead = [one for one in records if one.standing == "warm" and one.name not in running]
+    dead = [one for one in records if one.is_warm and one.name not in running]
     remove_machines(site, held, dead)
     # One that is recorded as new was on its way back when an earlier `up` was cut short.
-    members = [one for one in records if one.standing != "warm"]
+    members = [one for one in records if not one.is_warm]
     pool = site.pools[role]
     targets = pool.targets()
     states = {target.address: target.state for target in targets}

@@ -26,6 +26,7 @@ from toolkit import interrupt, shell
 from toolkit.errors import ConfigurationError, OutsideError, ToolkitError
 from toolkit.ledger.ledger import MachineRecord
 from toolkit.model import running_names
+from toolkit.network.names import inside
 from toolkit.progress import step
 from toolkit.project.model import SecretSpec
 from toolkit.roll.command import NOT_BEGUN, abort, need_up, resume, roll_role
@@ -329,7 +330,7 @@ def _ask(program: Sequence[str], entry: Entry, *, host: str, port: int, namespac
         "value": base64.b64encode(entry.parts["value"]).decode(),
     }
     done = shell.run(
-        ["nsenter", f"--net=/run/netns/{namespace}", sys.executable, "-I", *program],
+        inside(namespace, [sys.executable, "-I", *program]),
         env=shell.environment(),
         timeout_s=PROBE_TIMEOUT_S,
         stdin=json.dumps(order).encode(),

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import ssl
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
 
 from toolkit import shell
+from toolkit.network.names import inside
 
 TIMEOUT_S = 10.0
 
@@ -28,11 +28,9 @@ def served_certificate(host: str, port: int, *, namespace: str | None) -> str:
     Raises:
         OutsideError: It does not answer.
     """
-    enter: Sequence[str | Path] = (
-        [] if namespace is None else ["nsenter", f"--net=/run/netns/{namespace}"]
-    )
+    argv: list[str | Path] = [sys.executable, "-I", "-m", "toolkit.secrets.served", host, str(port)]
     return shell.run(
-        [*enter, sys.executable, "-I", "-m", "toolkit.secrets.served", host, str(port)],
+        argv if namespace is None else inside(namespace, argv),
         env=shell.environment(),
         timeout_s=2 * TIMEOUT_S,
     ).text

@@ -16,6 +16,7 @@ from toolkit import shell
 from toolkit.errors import ConfigurationError, DeadlineExceeded, SmokeTestsFailed
 from toolkit.machines.processes import identify
 from toolkit.model import Machine, SmokeCheck
+from toolkit.network.names import inside
 from toolkit.project.model import Project
 from toolkit.smoke import ORDER
 from toolkit.state import make_private, remove_if_empty, write_atomically
@@ -137,8 +138,10 @@ class PytestRunner:
         began = time.monotonic()
         try:
             done = shell.run(
-                ["nsenter", f"--net=/run/netns/{self._namespace}",
-                 *pytest_command(self._project.root / "roles", self._tests(machine.role))],
+                inside(
+                    self._namespace,
+                    pytest_command(self._project.root / "roles", self._tests(machine.role)),
+                ),
                 env=shell.environment(**{
                     ORDER: str(scratch / "order"),
                     # Only our plugin: testinfra's own would connect to the host itself.
