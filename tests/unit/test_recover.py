@@ -170,6 +170,16 @@ def test_version_that_fails_under_load_is_taken_out(
 ) -> None:
     fake = make(**settings)
     roll(fake, 1)
+    result = roll_with_errors(fake, 2, share)
+    assert result.outcome == outcome
+    assert serving(fake) == [image(fake, 2 if outcome == "rolled" else 1)] * 2
+    watched = result.as_data()["watched"]
+    assert watched["requests"] > 0
+    assert (watched["errors"] > 0) == (share > 0)
+
+
+def roll_with_errors(fake: FakeSite, version: int, share: float) -> command.RollResult:
+    """Roll to a version whose machines answer a share of their requests with errors."""
     known = set(fake.world.answering)
 
     def spoil(name: str) -> None:
@@ -177,12 +187,7 @@ def test_version_that_fails_under_load_is_taken_out(
             fake.world.error_share[address] = share
 
     fake.world.at = spoil
-    result = roll(fake, 2)
-    assert result.outcome == outcome
-    assert serving(fake) == [image(fake, 2 if outcome == "rolled" else 1)] * 2
-    watched = result.as_data()["watched"]
-    assert watched["requests"] > 0
-    assert (watched["errors"] > 0) == (share > 0)
+    return roll(fake, version)
 
 
 @pytest.mark.parametrize("strategy", ["blue-green", "canary"])
@@ -911,6 +916,29 @@ def test_roll_that_goes_back_leaves_drained_what_was(make, strategy: str) -> Non
     }
     assert bring_up(fake.site, is_repair=True) != []
     assert fake.pool.serving() == {drained, other}
+
+
+def test_old_machine_that_was_still_coming_back_serves_after_a_roll_that_failed(make) -> None:
+    """It drains since `up` was cut short, not since somebody wanted that."""
+    fake = make(soak=Soak(10.0, 1.0, 50, 0.0))
+    roll(fake, 1)
+    restart_host(fake)
+    kill(fake, lambda: bring_up(fake.site), at="admit before")
+    assert {one.state for one in fake.pool.targets()} == {TargetState.DRAINING}
+    assert roll_with_errors(fake, 2, 0.05).outcome == "rolled-back"
+    assert serving(fake) == [image(fake, 1)] * 2
+
+
+def test_way_back_that_was_cut_short_does_not_take_its_own_drain_for_somebodys(make) -> None:
+    fake = make(strategy="blue-green", machines=1)
+    roll(fake, 1)
+    [old] = fake.site.ledger.machines("test")
+    fake.pool.drain([old.address])
+    cut_short(fake, 2, at="deregister after")
+    kill(fake, lambda: command.abort(fake.site), at="register after")
+    [result] = command.abort(fake.site)
+    assert (result.outcome, result.error) == ("rolled-back", None)
+    assert serving(fake) == [image(fake, 1)]
 
 
 def test_role_without_tests_of_its_own_is_refused_before_anything_starts(fake: FakeSite) -> None:

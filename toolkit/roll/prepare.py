@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from toolkit.errors import ConfigurationError, NotFound
 from toolkit.ledger.ledger import Ledger, MachineRecord, RollRecord
-from toolkit.model import Image, Release, running_names, withdrawn_addresses
+from toolkit.model import Image, Release, held_addresses, running_names, withdrawn_addresses
 from toolkit.project.settings import role_settings
 from toolkit.roll.effects import RollOrder
 from toolkit.roll.orders import Inputs, endpoints
@@ -291,8 +291,17 @@ def _old_machines(site: Site, role: str) -> list[MachineRecord]:
 
 
 def _withdrawn(site: Site, role: str, machines: Sequence[MachineRecord]) -> tuple[str, ...]:
-    addresses = withdrawn_addresses(site.pools[role].targets())
-    return tuple(one.name for one in machines if one.address in addresses)
+    """Return the machines that somebody has put into maintenance, or has drained.
+
+    One that is no member drains because an earlier command that brought it back was cut short.
+    """
+    targets = site.pools[role].targets()
+    in_maintenance, withdrawn = held_addresses(targets), withdrawn_addresses(targets)
+    return tuple(
+        one.name
+        for one in machines
+        if one.address in (withdrawn if one.is_member else in_maintenance)
+    )
 
 
 def _free_addresses(site: Site, role: str, recorded: Sequence[MachineRecord]) -> tuple[str, ...]:

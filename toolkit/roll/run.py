@@ -109,13 +109,18 @@ class Roll:
         self._crew.progress.note(f"going back: {reason.splitlines()[0]}")
         # What was begun going forward is fixed by the first entry of its kind.
         begun = self._begun()
-        if not self._has_entry(UNDOING):
+        undoing = self._entry(UNDOING)
+        if undoing is None:
             name = type(cause).__name__ if cause else None
-            self._effects.note(UNDOING, {"reason": reason, "cause": name})
+            undoing = {"reason": reason, "cause": name, "held": sorted(self._held())}
+            self._effects.note(UNDOING, undoing)
+        # Decided once: a place that the way back itself has drained is nobody's wish. An earlier
+        # toolkit did not write it down.
+        held = undoing["held"] if "held" in undoing else self._held()
         untested = self._untested() | self._displaced(begun)
         with self._smoke_failure_is(f"{self._order.role} could not go back"):
             plan = self._order.plan
-            for one in plan_undo(plan, begun, untested=untested, held=self._held()):
+            for one in plan_undo(plan, begun, untested=untested, held=held):
                 self._do(one)
         self.report.outcome = "rolled-back" if self._has_touched_pool(begun) else "discarded"
         return self.report
