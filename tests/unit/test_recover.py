@@ -766,6 +766,14 @@ def test_first_up_that_fails_removes_its_files_before_anybody_else_may_make_them
     assert removed == [False]
 
 
+def test_environment_with_a_name_that_no_host_can_have_is_not_brought_up(fake: FakeSite) -> None:
+    environment = replace(fake.site.environment, name="My env")
+    with pytest.raises(ConfigurationError, match="the name of an environment"):
+        bring_up(replace(fake.site, environment=environment))
+    assert not fake.site.ledger.is_up("My env")
+    assert take_down(replace(fake.site, environment=environment)) == []
+
+
 def test_orphans_are_found_and_removed(fake: FakeSite) -> None:
     roll(fake, 1)
     known = next(iter(fake.provider.found.values()))

@@ -47,13 +47,18 @@ def cut_short(fake: FakeSite, version: int) -> None:
     fake.world.at = lambda _name: None
 
 
-def beginning(*, is_resumed: bool, dying: str = "previous") -> Callable[[Announce], Rotation]:
+def rotation(*, is_resumed: bool) -> Rotation:
+    spec = SecretSpec(NAME, "token", "", (), None)
+    new = Entry(NAME, 2, 0.0, {"value": b"x"})
+    old = Entry(f"{NAME}.previous", 1, 0.0, {"value": b"y"})
+    return Rotation(NAME, spec, ("app",), new, old, is_resumed)
+
+
+def beginning(*, is_resumed: bool) -> Callable[[Announce], Rotation]:
     def begin(announce: Announce) -> Rotation:
-        announce(is_resumed)
-        spec = SecretSpec(NAME, "token", "", (), None)
-        new = Entry(NAME, 2, 0.0, {"value": b"x"})
-        old = Entry(f"{NAME}.{dying}", 1, 0.0, {"value": b"y"})
-        return Rotation(NAME, spec, ("app",), new, old, is_resumed)
+        begun = rotation(is_resumed=is_resumed)
+        announce(begun)
+        return begun
 
     return begin
 
@@ -76,7 +81,7 @@ def test_a_rotation_that_is_refused_leaves_no_trace(fake: FakeSite) -> None:
 
 def test_a_rotation_killed_before_it_wrote_anything_owns_no_roll(fake: FakeSite) -> None:
     def killed(announce: Announce) -> Rotation:
-        announce(False)
+        announce(rotation(is_resumed=False))
         raise Stop
 
     roll(fake, 1)
@@ -88,22 +93,42 @@ def test_a_rotation_killed_before_it_wrote_anything_owns_no_roll(fake: FakeSite)
         rotate.start(fake.site, NAME, ROLES, beginning(is_resumed=False))
 
 
-def test_an_interrupted_rotation_finishes_its_roll(fake: FakeSite) -> None:
+def rotating(fake: FakeSite) -> FakeSite:
+    """Roll the role for a rotation, until it is cut short while old and new machines serve."""
+    fake = replace(fake, site=replace(fake.site, secrets=Changed(1)))
     roll(fake, 1)
     rotate.start(fake.site, NAME, ROLES, beginning(is_resumed=False))
-    cut_short(fake, 2)
+    fake.site.secrets.version = 2
+    cut_short(fake, 1)
+    return fake
+
+
+def test_an_interrupted_rotation_finishes_its_roll(fake: FakeSite) -> None:
+    fake = rotating(fake)
     rotate.start(fake.site, NAME, ROLES, beginning(is_resumed=True))
     assert not fake.site.ledger.unfinished_rolls("test")
     assert fake.site.ledger.rolls("test", "app")[0].outcome == "rolled"
 
 
-def test_a_rotation_that_goes_back_takes_its_roll_back(fake: FakeSite) -> None:
+def test_a_rotation_takes_back_a_roll_to_another_value_than_it_brings_out_now(
+    fake: FakeSite,
+) -> None:
+    """It goes back, or people have given another one."""
+    fake = rotating(fake)
+    fake.site.secrets.version = 3
+    rotate.start(fake.site, NAME, ROLES, beginning(is_resumed=True))
+    assert not fake.site.ledger.unfinished_rolls("test")
+    assert fake.site.ledger.rolls("test", "app")[0].outcome == "rolled-back"
+
+
+def test_a_rotation_leaves_somebody_elses_roll_alone(fake: FakeSite) -> None:
+    """It was begun between two attempts of the rotation, to another version."""
     roll(fake, 1)
     rotate.start(fake.site, NAME, ROLES, beginning(is_resumed=False))
     cut_short(fake, 2)
-    rotate.start(fake.site, NAME, ROLES, beginning(is_resumed=True, dying="abandoned"))
-    assert not fake.site.ledger.unfinished_rolls("test")
-    assert fake.site.ledger.rolls("test", "app")[0].outcome == "rolled-back"
+    with pytest.raises(UnfinishedRoll):
+        rotate.start(fake.site, NAME, ROLES, beginning(is_resumed=True))
+    assert fake.site.ledger.unfinished_rolls("test")
 
 
 def test_a_rotation_queues_behind_a_roll_that_runs(

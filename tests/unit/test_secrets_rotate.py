@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,14 @@ from toolkit.secrets.grants import Grant, Matrix
 from toolkit.secrets.rotate import Announce, Rotation, begin, finish, need_finished
 
 SPEC = SecretSpec("api_token", "token", "", (), None)
-MATRIX = Matrix(tuple(Grant("test", role, SPEC) for role in ("web", "app")))
+RENEWED = replace(SPEC, renew="/usr/bin/renew")
+
+
+def matrix_of(spec: SecretSpec) -> Matrix:
+    return Matrix(tuple(Grant("test", role, spec) for role in ("web", "app")))
+
+
+MATRIX = matrix_of(SPEC)
 FIRST, SECOND, OTHER = ({"value": value} for value in (b"first", b"second", b"other"))
 
 
@@ -56,7 +64,7 @@ def vaults() -> Any:
     return MemoryVaults()
 
 
-def silent(_is_resumed: bool) -> None: ...
+def silent(_rotation: Rotation) -> None: ...
 
 
 def rotate(
@@ -65,9 +73,10 @@ def rotate(
     announce: Announce = silent,
     *,
     is_back: bool = False,
+    spec: SecretSpec = SPEC,
 ) -> Rotation:
     return begin(
-        MATRIX,
+        matrix_of(spec),
         vaults,
         vaults,
         name="api_token",
@@ -87,38 +96,56 @@ def test_a_value_that_is_given_is_the_new_one(vaults: Any) -> None:
     assert rotate(vaults, SECOND).is_resumed, "the same command goes on"
 
 
-def test_another_value_than_the_one_that_is_under_way_is_refused(vaults: Any) -> None:
-    rotation = rotate(vaults, None)
-    assert rotation.new.parts == {"value": b"made"}
+def test_another_value_is_refused_where_services_were_told_the_one_that_is_under_way(
+    vaults: Any,
+) -> None:
+    assert rotate(vaults, None, spec=RENEWED).new.parts == {"value": b"made"}
     before = dict(vaults.documents)
     with pytest.raises(ConfigurationError, match="begun before") as caught:
-        rotate(vaults, OTHER)
+        rotate(vaults, OTHER, spec=RENEWED)
     assert "without --stdin" in (caught.value.hint or "")
     assert "other" not in caught.value.message.replace("another", "")
     assert vaults.documents == before
+    finish(vaults, rotate(vaults, None, spec=RENEWED))
+    assert rotate(vaults, OTHER, spec=RENEWED).new.parts == OTHER
+
+
+@pytest.mark.parametrize("is_back", [False, True])
+def test_another_value_takes_the_place_of_one_that_does_not_work(
+    vaults: Any, is_back: bool
+) -> None:
+    """Also where the old one does not work any more: there must be a way on."""
+    under_way = rotate(vaults, SECOND)
+    if is_back:
+        under_way = rotate(vaults, None, is_back=True)
+    rotation = rotate(vaults, OTHER)
+    assert (rotation.new.parts, rotation.new.version) == (OTHER, under_way.new.version + 1)
+    assert rotation.old == under_way.old and rotation.is_resumed
+    assert rotate(vaults, OTHER).new == rotation.new, "the same command goes on"
     finish(vaults, rotate(vaults, None))
-    assert rotate(vaults, OTHER).new.parts == OTHER
+    for document in vaults.documents.values():
+        assert document.entries == {"api_token": rotation.new}
 
 
 def test_a_rotation_is_announced_once_it_is_possible_and_before_it_is_written(vaults: Any) -> None:
     announced: list[bool] = []
 
-    def announce(is_resumed: bool) -> None:
-        assert is_resumed or vaults.documents == before
-        announced.append(is_resumed)
+    def announce(rotation: Rotation) -> None:
+        assert rotation.is_resumed or vaults.documents == before
+        announced.append(rotation.is_resumed)
 
     before = dict(vaults.documents)
     rotate(vaults, SECOND, announce)
     assert announced == [False]
-    with pytest.raises(ConfigurationError, match="begun before"):
-        rotate(vaults, OTHER, announce)
+    with pytest.raises(ConfigurationError, match="has or had that value"):
+        rotate(vaults, FIRST, announce)
     assert announced == [False], "one that is refused is not announced"
     rotate(vaults, None, announce)
     assert announced == [False, True]
 
 
 def test_nothing_is_written_where_the_announcement_fails(vaults: Any) -> None:
-    def refuse(_is_resumed: bool) -> None:
+    def refuse(_rotation: Rotation) -> None:
         raise OutsideError("the ledger could not be used")
 
     before = dict(vaults.documents)
@@ -138,7 +165,7 @@ def test_an_older_vault_is_refused(vaults: Any) -> None:
 def test_a_value_that_it_has_already_is_refused(vaults: Any) -> None:
     """It could not die: the rotation would never end."""
     before = dict(vaults.documents)
-    with pytest.raises(ConfigurationError, match="has that value already"):
+    with pytest.raises(ConfigurationError, match="has or had that value"):
         rotate(vaults, FIRST)
     assert vaults.documents == before
 
@@ -175,13 +202,17 @@ def test_going_back_goes_on_however_it_was_interrupted(
         assert document.entries == {"api_token": again.new, again.old.name: again.old}
 
 
-def test_going_back_with_another_value_or_from_nothing_is_refused(vaults: Any) -> None:
+def test_going_back_from_nothing_or_to_what_has_to_die_is_refused(vaults: Any) -> None:
     with pytest.raises(ConfigurationError, match="nothing to go back from"):
         rotate(vaults, None, is_back=True)
     rotate(vaults, SECOND)
+    with pytest.raises(ConfigurationError, match="could not die") as caught:
+        rotate(vaults, FIRST)
+    assert "--back" in (caught.value.hint or "")
     rotate(vaults, None, is_back=True)
-    with pytest.raises(ConfigurationError, match="begun before"):
+    with pytest.raises(ConfigurationError, match="could not die") as caught:
         rotate(vaults, SECOND)
+    assert "--stdin" in (caught.value.hint or "")
 
 
 def test_a_secret_whose_rotation_goes_back_is_not_changed_meanwhile(vaults: Any) -> None:

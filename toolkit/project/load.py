@@ -73,12 +73,6 @@ def load_environment(project: Project, name: str) -> Environment:
             f"there is no environment {name!r}: {path} does not exist",
             hint=f"known environments: {', '.join(known) or 'none'}",
         )
-    if not re.fullmatch(ENVIRONMENT_PATTERN, name):
-        raise ConfigurationError(
-            f"{directory}: the name of an environment begins with a lower-case letter, and at most "
-            "30 such letters, digits, '-' or '_' follow",
-            hint="it is part of host names, network namespaces and files; rename the directory",
-        )
     entry = parse_file(EnvironmentFile, path)
     problems = [
         f"roles.{role}: service.yml has no such role"
@@ -127,6 +121,20 @@ def load_environment(project: Project, name: str) -> Environment:
             if role in entry.roles
         },
     )
+
+
+def need_usable_name(environment: Environment) -> None:
+    """Refuse to make anything for an environment whose directory has a name that cannot be used.
+
+    Raises:
+        ConfigurationError: It could not be part of a host name, say.
+    """
+    if not re.fullmatch(ENVIRONMENT_PATTERN, environment.name):
+        raise ConfigurationError(
+            f"{environment.directory}: the name of an environment begins with a lower-case letter, "
+            "and at most 30 such letters, digits, '-' or '_' follow",
+            hint="it is part of host names, network namespaces and files; rename the directory",
+        )
 
 
 def environment_names(project: Project) -> list[str]:

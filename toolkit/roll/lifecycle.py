@@ -10,6 +10,7 @@ from pathlib import Path
 from toolkit.errors import ToolkitError
 from toolkit.ledger.ledger import Ledger, MachineRecord, RollRecord
 from toolkit.progress import step
+from toolkit.project.load import need_usable_name
 from toolkit.roll.journal import SWITCHED, UNDOING, Journal
 from toolkit.roll.observe import need_settled
 from toolkit.roll.plan import plan_from_data
@@ -34,7 +35,8 @@ def bring_up(site: Site, *, is_repair: bool = False, wait_s: float = 0.0) -> lis
 
     Raises:
         ConfigurationError: The balancer cannot run as configured, since a public port is taken
-            for instance; an environment that was not up is left as it was.
+            for instance, or the environment has no usable name; one that was not up is left as it
+            was.
         ToolkitError: A machine that came back failed; it stays out of its pool, and all others
             serve.
         UnfinishedRoll: All is well but for a roll that was cut short, which was left as it is.
@@ -43,6 +45,8 @@ def bring_up(site: Site, *, is_repair: bool = False, wait_s: float = 0.0) -> lis
     with site.held("up", wait_s=wait_s) as held:
         journal = Journal(held.ledger, {"environment": name}, scope="up")
         was_up = site.ledger.is_up(name)
+        if not was_up:
+            need_usable_name(site.environment)
         try:
             with step(site.progress, f"network of {name}"), journal.effect("network", {}):
                 site.network.up()

@@ -24,7 +24,7 @@ from typing import Any
 
 from toolkit import interrupt, shell
 from toolkit.errors import ConfigurationError, OutsideError, ToolkitError
-from toolkit.ledger.ledger import MachineRecord
+from toolkit.ledger.ledger import MachineRecord, RollRecord
 from toolkit.model import running_names
 from toolkit.network.names import inside
 from toolkit.progress import step
@@ -33,6 +33,7 @@ from toolkit.roll.command import NOT_BEGUN, abort, need_up, resume, roll_role
 from toolkit.roll.journal import Journal
 from toolkit.roll.lease import Lease
 from toolkit.roll.observe import need_settled
+from toolkit.roll.plan import plan_from_data
 from toolkit.roll.prepare import choose, gather_inputs
 from toolkit.roll.site import Site
 from toolkit.secrets.document import Entry
@@ -53,7 +54,8 @@ class RotationReport:
     Attributes:
         environment: Where.
         secret: Name of the secret.
-        version: The new one.
+        version: The one that is in use now.
+        is_back: Whether that is an old value again.
         roles: Role to what was done: `renewed`, `rolled` or `unchanged`.
         proofs: What the services themselves said; empty where no role has a way to ask.
         seconds: Wall time.
@@ -62,6 +64,7 @@ class RotationReport:
     environment: str
     secret: str
     version: int
+    is_back: bool
     roles: dict[str, str]
     proofs: list[dict[str, str]]
     seconds: float
@@ -72,6 +75,7 @@ class RotationReport:
             "environment": self.environment,
             "secret": self.secret,
             "version": self.version,
+            "is_back": self.is_back,
             "roles": self.roles,
             "proofs": self.proofs,
             "seconds": round(self.seconds, 3),
@@ -88,8 +92,8 @@ def start(
 ) -> Rotation:
     """Begin a rotation, unless it could not be finished; record that before a vault is written.
 
-    A roll that an interrupted rotation of the same secret left behind is finished, or taken back
-    where the rotation goes back.
+    A roll that an interrupted rotation of the same secret left behind is finished; it is taken back
+    where its machines were told another value than is to be brought out now.
 
     Args:
         site: Where.
@@ -107,21 +111,23 @@ def start(
     with site.held(f"the beginning of a rotation of {name}", wait_s=wait_s) as held:
         need_up(site)
         is_under_way = _is_under_way(site, name)
-        if not is_under_way:
+        if not is_under_way or not all(_is_own(one, roles) for one in _unfinished(site)):
             need_settled(site)
 
-        def announce(is_resumed: bool) -> None:
-            if not is_resumed:
+        def announce(rotation: Rotation) -> None:
+            if not rotation.is_resumed:
                 # Also where the last one was recorded, and killed before it had written anything.
                 need_settled(site)
                 _need_taken_up(site, roles)
             held.ledger.append(
-                "rotation.started", {"secret": name}, environment=site.environment.name
+                "rotation.started",
+                {"secret": name, "version": rotation.new.version, "is_back": rotation.is_back},
+                environment=site.environment.name,
             )
 
         rotation = begin(announce)
     if is_under_way and rotation.is_resumed:
-        take_up = abort if rotation.is_back else resume
+        take_up = resume if all(_is_up_to_date(site, one) for one in _unfinished(site)) else abort
         for result in take_up(site, wait_s=wait_s):
             if result.error is not None:
                 raise result.error
@@ -161,7 +167,13 @@ def carry_out(
     with step(site.progress, f"ask the services about {rotation.name}"):
         proofs = _prove(site, rotation, live, namespace=namespace)
     report = RotationReport(
-        name, rotation.name, rotation.new.version, done, proofs, time.monotonic() - began
+        name,
+        rotation.name,
+        rotation.new.version,
+        rotation.is_back,
+        done,
+        proofs,
+        time.monotonic() - began,
     )
     site.ledger.append("rotation.finished", report.as_data(), environment=name)
     return report
@@ -188,6 +200,22 @@ def _need_taken_up(site: Site, roles: Collection[str]) -> None:
             "machines that run have not taken that up",
             hint=f"run 'toolkit roll {name}' first",
         )
+
+
+def _unfinished(site: Site) -> list[RollRecord]:
+    return list(site.ledger.unfinished_rolls(site.environment.name))
+
+
+def _is_own(roll: RollRecord, roles: Collection[str]) -> bool:
+    """Whether a rotation among these roles may have begun a roll: it keeps the image."""
+    return roll.role in roles and roll.image == roll.previous
+
+
+def _is_up_to_date(site: Site, roll: RollRecord) -> bool:
+    """Whether a roll's new machines were told what is true now."""
+    new = plan_from_data(roll.order["plan"]).new
+    told = {one["inputs"] for one in roll.order["records"] if one["name"] in new}
+    return told == {gather_inputs(site, roll.role).digest}
 
 
 def _is_under_way(site: Site, name: str) -> bool:
@@ -264,7 +292,7 @@ def _roll(site: Site, role: str, rotation: Rotation, *, wait_s: float) -> str:
     if result.error is not None:
         raise type(result.error)(
             f"{site.environment.name} {role}: {result.error.message}",
-            hint=f"nothing was revoked yet: {_ways_on(rotation)}",
+            hint=_ways_on(rotation),
         )
     return result.outcome
 
@@ -281,9 +309,9 @@ def _prove(
     if rotation.spec.kind == "tls":
         for role, host, port, space in _tls_places(site, rotation, live, namespace):
             shown = serial(served_certificate(host, port, namespace=space).encode())
-            _need(shown == serial(rotation.new.parts["certificate"]), role, host, rotation, "new")
-            _need(shown != serial(rotation.old.parts["certificate"]), role, host, rotation, "old")
-            proofs.append(_proof(role, f"{host}:{port}", "the old certificate is not served"))
+            _need(shown == serial(rotation.new.parts["certificate"]), role, host, rotation)
+            observed = f"the certificate of version {rotation.old.version} is not served"
+            proofs.append(_proof(role, f"{host}:{port}", observed))
         return proofs
     for role in live:
         probe = site.project.role_directory(role) / "smoke" / f"accepts_{rotation.name}.py"
@@ -294,9 +322,9 @@ def _prove(
         for host in (gateway, *(one.address for one in _members(site, role))):
             for entry, wanted in ((rotation.new, ACCEPTED), (rotation.old, REFUSED)):
                 code = _ask([str(probe)], entry, host=host, port=port, namespace=namespace)
-                age = "new" if wanted == ACCEPTED else "old"
-                _need(code == wanted, role, host, rotation, age)
-            proofs.append(_proof(role, f"{host}:{port}", "the old value is refused"))
+                _need(code == wanted, role, host, rotation, is_new=wanted == ACCEPTED)
+            observed = f"version {rotation.old.version} is refused"
+            proofs.append(_proof(role, f"{host}:{port}", observed))
     return proofs
 
 
@@ -341,23 +369,21 @@ def _ask(program: Sequence[str], entry: Entry, *, host: str, port: int, namespac
     return done.exit_code
 
 
-def _need(is_so: bool, role: str, host: str, rotation: Rotation, age: str) -> None:
+def _need(is_so: bool, role: str, host: str, rotation: Rotation, *, is_new: bool = True) -> None:
     if is_so:
         return
-    problem = "is not in use" if age == "new" else "is still good"
+    entry, problem = (rotation.new, "is not in use") if is_new else (rotation.old, "is still good")
     raise ToolkitError(
-        f"the {age} value of {rotation.name} {problem} at {role} {host}",
+        f"version {entry.version} of {rotation.name} {problem} at {role} {host}",
         hint=_ways_on(rotation),
     )
 
 
 def _ways_on(rotation: Rotation) -> str:
+    again = f"run the same command again to go on with version {rotation.new.version}"
     if rotation.is_back:
-        return "run the same command again to go on"
-    return (
-        "run the same command again to go on, or with --back to return to the old value where the "
-        "new one does not work"
-    )
+        return again
+    return f"{again}, or with --back to return to the value before where this one does not work"
 
 
 def _proof(role: str, place: str, what: str) -> dict[str, str]:

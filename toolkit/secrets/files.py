@@ -24,7 +24,8 @@ def replace_all(files: Mapping[Path, bytes], *, mode: int = 0o600) -> None:
         mode: Of new ones.
 
     Raises:
-        OutsideError: The file system refused; no file was changed unless renaming itself failed.
+        OutsideError: The file system refused; no file was changed unless renaming itself failed, or
+            what makes it durable, and then the message says so.
     """
     staged: dict[Path, Path] = {}
     path = Path()
@@ -34,8 +35,6 @@ def replace_all(files: Mapping[Path, bytes], *, mode: int = 0o600) -> None:
             staged[path] = _stage(path, content, mode, like=_model_of(path))
         for path, temporary in staged.items():
             temporary.replace(path)
-        for directory in {path.parent for path in files}:
-            sync_directory(directory)
     except OSError as error:
         raise OutsideError(
             f"{path} could not be written: {error.strerror}",
@@ -44,6 +43,13 @@ def replace_all(files: Mapping[Path, bytes], *, mode: int = 0o600) -> None:
     finally:
         for temporary in staged.values():
             temporary.unlink(missing_ok=True)
+    for directory in {path.parent for path in files}:
+        try:
+            sync_directory(directory)
+        except OSError as error:
+            raise OutsideError(
+                f"what was written to {directory} may not outlive a power failure: {error.strerror}"
+            ) from None
 
 
 def create_exclusively(path: Path, content: bytes) -> bool:

@@ -8,7 +8,7 @@ more, as a version of its own, and the one that did not work has to die.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from toolkit.errors import ConfigurationError
@@ -25,9 +25,6 @@ _PREVIOUS = ".previous"
 
 _ABANDONED = ".abandoned"
 """The same: a new value that the old one replaces again."""
-
-Announce = Callable[[bool], None]
-"""Is told whether the rotation began in an earlier command; where it fails, nothing is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +51,10 @@ class Rotation:
     def is_back(self) -> bool:
         """Whether it brings an old value out again, since a new one did not work."""
         return self.old.name.endswith(_ABANDONED)
+
+
+Announce = Callable[[Rotation], None]
+"""Is told of a rotation that begins or goes on; where it fails, nothing is written."""
 
 
 def is_dying(name: str) -> bool:
@@ -91,7 +92,8 @@ def begin(
         memory: Of versions.
         name: Of the secret.
         make: Returns the parts of a new value; None where only people can make one.
-        given: The parts of a new value that a person gave instead.
+        given: The parts of a new value that a person gave instead. Where a rotation is under way,
+            they take the place of its value, but not where services are told values while they run.
         is_back: Whether a rotation that was begun before shall go back to the old value.
         announce: Writes down that a rotation begins, or goes on.
         now: Seconds since the epoch.
@@ -122,22 +124,27 @@ def begin(
         version = 1 + max(highest, newest.version)
         dying = {key: e for entries in known for key, e in entries.items() if key in _dying(name)}
 
-        def make_parts() -> Mapping[str, bytes]:
-            return _another(make(spec) if given is None else given, newest, environment)
-
         if is_back and not dying:
             raise ConfigurationError(
                 f"no rotation of {name} in {environment} is under way: there is nothing to go back "
                 "from"
             )
-        new, old = _values(newest, dying, version, make_parts, is_back=is_back, now=now)
-        if given is not None and dict(given) != dict(new.parts):
+        if given is not None and dying and dict(given) != dict(newest.parts) and spec.renew:
             raise ConfigurationError(
                 f"a rotation of {name} in {environment} to another value was begun before and "
                 "has to be finished first; the value that was given is not used",
                 hint=f"run 'toolkit secrets rotate {environment} {name}' without --stdin, or with "
                 "--back where its value does not work, then this again",
             )
+
+        def make_parts() -> Mapping[str, bytes]:
+            parts = make(spec) if given is None else given
+            return _another(parts, [newest, *dying.values()], environment)
+
+        new, old = _values(
+            newest, dying, version, make_parts, given=given, is_back=is_back, now=now
+        )
+        rotation = Rotation(name, spec, roles, new, old, is_resumed=bool(dying))
         # Also when it was begun before: the vaults are several files, one may have been left.
         changed = [
             Document(environment, role, {**_living(document, name), name: new, old.name: old})
@@ -146,12 +153,12 @@ def begin(
         is_changed = any(documents[one.role] != one for one in changed)
         if is_changed:
             memory.prepare()
-        announce(bool(dying))
+        announce(rotation)
         if is_changed:
             vaults.write(changed)
         for role in roles:
             memory.remember(environment, role, name, new.version)
-    return Rotation(name, spec, roles, new, old, is_resumed=bool(dying))
+    return rotation
 
 
 def finish(vaults: Vaults, rotation: Rotation) -> None:
@@ -198,43 +205,46 @@ def _values(
     version: int,
     make_parts: Callable[[], Mapping[str, bytes]],
     *,
+    given: Mapping[str, bytes] | None,
     is_back: bool,
     now: float,
 ) -> tuple[Entry, Entry]:
     """Return the value that everybody is to have, and the one that has to die."""
     name = newest.name
     abandoned, previous = dying.get(name + _ABANDONED), dying.get(name + _PREVIOUS)
-    if abandoned:
-        return newest, abandoned
-    if previous and is_back:
+    old = abandoned or previous
+    if previous and not abandoned and is_back:
         # As old as it was: how long a value may be used goes by that.
-        return replace(previous, name=name, version=version), replace(
-            newest, name=name + _ABANDONED
-        )
-    if previous:
-        return newest, previous
-    return Entry(name, version, now, make_parts()), replace(newest, name=name + _PREVIOUS)
+        new = replace(previous, name=name, version=version)
+        return new, replace(newest, name=name + _ABANDONED)
+    if old and (given is None or dict(given) == dict(newest.parts)):
+        return newest, old
+    return Entry(name, version, now, make_parts()), old or replace(newest, name=name + _PREVIOUS)
 
 
 def _another(
-    parts: Mapping[str, bytes] | None, newest: Entry, environment: str
+    parts: Mapping[str, bytes] | None, known: Sequence[Entry], environment: str
 ) -> Mapping[str, bytes]:
     """Return the parts of a new value.
 
     Raises:
-        ConfigurationError: There are none, or they are the same as before.
+        ConfigurationError: There are none, or they are those of a value that is known.
     """
-    command = f"'toolkit secrets rotate {environment} {newest.name} --stdin'"
+    name = known[0].name
+    command = f"'toolkit secrets rotate {environment} {name}"
     if parts is None:
         raise ConfigurationError(
-            f"a new value of {newest.name} can only be given by people",
-            hint=f"pipe it into {command}",
+            f"a new value of {name} can only be given by people",
+            hint=f"pipe it into {command} --stdin'",
         )
-    if dict(parts) == dict(newest.parts):
-        raise ConfigurationError(
-            f"{newest.name} of {environment} has that value already: it could not die",
-            hint=f"pipe another one into {command}",
-        )
+    for entry in known:
+        if dict(parts) == dict(entry.parts):
+            raise ConfigurationError(
+                f"{name} of {environment} has or had that value: it could not die",
+                hint=f"{command} --back' returns to it"
+                if entry.name.endswith(_PREVIOUS)
+                else f"pipe another one into {command} --stdin'",
+            )
     return parts
 
 
