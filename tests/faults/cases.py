@@ -91,6 +91,8 @@ OTHERS = {
     ("up", "up"): EFFECTS["up"],
     ("down", "down"): EFFECTS["down"],
     ("rotate", "rotate"): ("renew", "revoke"),
+    # A rotation that was begun goes back to the old value.
+    ("rotate-back", "rotate"): ("renew", "revoke"),
     ("certificate", "rotate"): ("certificate",),
     # A machine has died, and `up` brings it back.
     ("restore", "roll"): RESTORES,

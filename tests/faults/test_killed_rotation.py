@@ -38,7 +38,7 @@ def held_by(siege: Siege, machine: str) -> str:
     return done.text.strip()
 
 
-def rotate(case: Case, siege: Siege, secret: str) -> dict:
+def rotate(case: Case, siege: Siege, secret: str, *options: str) -> dict:
     """Rotate a secret, killed once, and return what the command says that went on with it.
 
     The pool has kept its capacity meanwhile, no request has failed, and no machine was replaced.
@@ -47,13 +47,14 @@ def rotate(case: Case, siege: Siege, secret: str) -> dict:
     machines, words = site.machines(), ("secrets", "rotate", site.environment, secret)
     siege.check_load()
     with siege.watched() as watch:
-        killed = siege.killed_at(case.point, *words)
+        killed = siege.killed_at(case.point, *words, *options)
         assert killed.exit_code == -9, killed.stderr
         if case.recovery == "abort":
             assert site.toolkit.result("abort", site.environment) == []
             assert site.get().status_code == 200
         began = time.monotonic()
-        done = site.toolkit.result(*words)
+        # Which way it goes is in the vaults: only who turns round has to say so.
+        done = site.toolkit.result(*words, *(options if case.recovery == "abort" else ()))
         assert time.monotonic() - began < ROTATION_S
     siege.check_capacity(watch)
     siege.check_load()
@@ -63,16 +64,35 @@ def rotate(case: Case, siege: Siege, secret: str) -> dict:
 
 @pytest.mark.parametrize("case", cases_of("rotate"), ids=str)
 def test_killed(case: Case, siege: Siege):
-    site, before = siege.site, token(siege, "echo")
+    before = token(siege, "echo")
     done = rotate(case, siege, "token")
     assert done["version"] == before["version"] + 1
+    assert token(siege, "echo")["value"] != before["value"]
+    check_everybody_has_it(siege, done["version"])
+
+
+@pytest.mark.parametrize("case", cases_of("rotate-back"), ids=str)
+def test_killed_on_the_way_back(case: Case, siege: Siege):
+    """Some machines have been told the new value when the rotation turns round."""
+    site, before = siege.site, token(siege, "echo")
+    words = ("secrets", "rotate", site.environment, "token")
+    assert siege.killed_at("rotate.renew.committed:2", *words).exit_code == -9
+    done = rotate(case, siege, "token", "--back")
+    assert (done["version"], done["is_back"]) == (before["version"] + 2, True)
+    assert token(siege, "echo")["value"] == before["value"]
+    check_everybody_has_it(siege, done["version"])
+
+
+def check_everybody_has_it(siege: Siege, version: int) -> None:
+    """Every machine holds this version of the token, and nothing is left to do."""
+    site = siege.site
     for role in ("echo", "count_keeper"):
         new = token(siege, role)
-        assert new["version"] == done["version"]
+        assert new["version"] == version
         for machine in site.status()[role]["machines"]:
             assert held_by(siege, machine["name"]) == new["value"].strip()
     listed = site.toolkit.result("secrets", "list", site.environment)
-    assert not any(".previous" in one["name"] for one in listed)
+    assert not any("token." in one["name"] for one in listed)
     siege.check_settled(image=siege.image("v1"))
     release = site.bake("v1")["release"]
     rolls = site.toolkit.result("roll", site.environment, "--release", release)
