@@ -183,7 +183,7 @@ def starts(site: EchoSite) -> int:
     """Return what the machine has counted on its volume, asking it as other machines do."""
     [name] = serving(site, "count_keeper")
     program = (
-        "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8080/').read().decode())"
+        "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8081/').read().decode())"
     )
     answer = json.loads(site.run_inside(name, "python3", "-c", program).text)
     return int(answer["starts"])

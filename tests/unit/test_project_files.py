@@ -6,7 +6,12 @@ import pytest
 
 from toolkit.canonical import canonical_json
 from toolkit.errors import ConfigurationError
-from toolkit.project.load import load_environment, load_project, need_usable_name
+from toolkit.project.load import (
+    load_environment,
+    load_project,
+    load_secret_specs,
+    need_usable_name,
+)
 from toolkit.project.model import Project
 
 SERVICE = """\
@@ -72,6 +77,69 @@ def test_a_name_that_no_host_can_have_is_refused(tmp_path: Path, name: str) -> N
     assert "rename the directory" in (caught.value.hint or "")
     directory.rename(directory.with_name("a_b-1"))
     need_usable_name(load_environment(shop, "a_b-1"))
+
+
+TWO_ROLES = """
+name: shop
+source: .
+roles:
+  app: {layers: [app], port: 8000}
+  admin: {layers: [app], port: PORT}
+"""
+
+
+def test_roles_of_one_environment_have_ports_of_their_own(tmp_path: Path) -> None:
+    """The balancer would listen twice, and give each role the other's requests."""
+    directory = tmp_path / "inventories/test"
+    directory.mkdir(parents=True)
+    definition = directory / "toolkit.yml"
+    definition.write_text("{plugin: toolkit, roles: {app: {machines: 1}, admin: {machines: 1}}}\n")
+    with pytest.raises(ConfigurationError, match="app and admin have the same port 8000"):
+        load_environment(project(tmp_path, TWO_ROLES.replace("PORT", "8000")), "test")
+    assert load_environment(project(tmp_path, TWO_ROLES.replace("PORT", "8001")), "test")
+    definition.write_text("{plugin: toolkit, roles: {app: {machines: 1}}}\n")
+    assert load_environment(project(tmp_path, TWO_ROLES.replace("PORT", "8000")), "test")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    ["keep_warm_s: .inf", "keep_warm_s: .nan", "soak: {seconds: 1.0e+30}", "timeouts: {stop_s: 0}",
+     "timeouts: {boot_s: .inf}", "canary: {watch_s: .inf}", "soak: {max_response_ratio: .inf}"],
+)  # fmt: skip
+def test_a_time_that_no_clock_can_wait_for_is_refused(tmp_path: Path, settings: str) -> None:
+    shop = project(tmp_path, SERVICE.replace("VALUE", "1"))
+    directory = tmp_path / "inventories/test"
+    directory.mkdir(parents=True)
+    (directory / "toolkit.yml").write_text(
+        f"{{plugin: toolkit, roles: {{app: {{machines: 1, {settings}}}}}}}\n"
+    )
+    with pytest.raises(ConfigurationError, match=f"roles.app.{settings.split(':')[0]}"):
+        load_environment(shop, "test")
+
+
+@pytest.mark.parametrize(
+    "volumes",
+    ["a: /srv/../etc", "a: /srv/", "a: //srv", "a: /proc/x", "a: /run", "a: /srv, b: /srv",
+     "a: /srv, b: /srv/b"],
+)  # fmt: skip
+def test_mount_points_that_cannot_be_are_refused(tmp_path: Path, volumes: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"roles\.app\.volumes"):
+        project(tmp_path, SERVICE.replace("VALUE", "1") + f"    volumes: {{{volumes}}}\n")
+
+
+def test_volumes_beside_each_other_are_fine(tmp_path: Path) -> None:
+    service = SERVICE.replace("VALUE", "1") + "    volumes: {a: /srv/a, b: /srv/b}\n"
+    assert project(tmp_path, service).roles["app"].volumes == {"a": "/srv/a", "b": "/srv/b"}
+
+
+def test_no_secret_takes_the_place_of_a_machines_settings(tmp_path: Path) -> None:
+    shop = project(tmp_path, SERVICE.replace("VALUE", "1"))
+    (tmp_path / "roles/app/meta").mkdir()
+    (tmp_path / "roles/app/meta/secrets.yml").write_text(
+        "secrets: [{name: config, kind: token, description: x}]\n"
+    )
+    with pytest.raises(ConfigurationError, match="what machines get their settings as"):
+        load_secret_specs(shop, "app")
 
 
 def test_the_home_of_a_user_who_does_not_exist(tmp_path: Path) -> None:

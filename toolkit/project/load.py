@@ -11,6 +11,7 @@ from pathlib import Path
 from toolkit.errors import ConfigurationError, NotFound
 from toolkit.project.documents import complain, parse_file
 from toolkit.project.model import (
+    CONFIG_CREDENTIAL,
     BaseSpec,
     Canary,
     Deployment,
@@ -100,6 +101,13 @@ def load_environment(project: Project, name: str) -> Environment:
     problems += [
         f"roles: {listen} is used twice" for listen in set(listens) if listens.count(listen) > 1
     ]
+    ports = {role: project.roles[role].port for role in entry.roles if role in project.roles}
+    problems += [
+        f"roles: {' and '.join(role for role in ports if ports[role] == port)} have the same port "
+        f"{port} in service.yml: the environment's balancer has one address for all"
+        for port in dict.fromkeys(ports.values())
+        if list(ports.values()).count(port) > 1
+    ]
     keys = None
     try:
         keys = Path(entry.keys.directory).expanduser() if entry.keys.directory else None
@@ -150,7 +158,10 @@ def load_secret_specs(project: Project, role: str) -> tuple[SecretSpec, ...]:
         return ()
     entry = parse_file(SecretsFile, path)
     names = [secret.name for secret in entry.secrets]
-    complain(path, [f"secrets: {n} is declared twice" for n in set(names) if names.count(n) > 1])
+    problems = [f"secrets: {n} is declared twice" for n in set(names) if names.count(n) > 1]
+    if CONFIG_CREDENTIAL in names:
+        problems.append(f"secrets: {CONFIG_CREDENTIAL} is what machines get their settings as")
+    complain(path, problems)
     return tuple(
         SecretSpec(s.name, s.kind, s.description, s.dns_names, s.rotate_days, s.renew)
         for s in entry.secrets

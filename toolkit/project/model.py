@@ -11,6 +11,9 @@ from typing import Any, Final
 MOST_MACHINES: Final = 50
 """That a role may have in an environment."""
 
+CONFIG_CREDENTIAL: Final = "config"
+"""The credential that holds a machine's settings."""
+
 STOP_S: Final = 20.0
 """How long a machine may take to end, unless its role says otherwise."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -33,6 +34,13 @@ PASSWORD = re.compile(r"(?i)://[^/\s]*:[^/\s]*@|https?://[^/\s]*@")
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 AbsolutePath = Annotated[str, Field(pattern=r"^/[A-Za-z0-9._/-]+$")]
+
+_MOST_S = 7 * 86400
+Seconds = Annotated[float, Field(ge=0, le=_MOST_S, allow_inf_nan=False)]
+Deadline = Annotated[float, Field(gt=0, le=_MOST_S, allow_inf_nan=False)]
+
+_NOT_FOR_VOLUMES = {"/dev", "/proc", "/run", "/sys", "/tmp"}  # noqa: S108 - no file of ours
+"""systemd mounts these itself."""
 
 
 def _relative(path: str) -> str:
@@ -75,6 +83,18 @@ def _network(text: str) -> str:
     return text
 
 
+def _mount_points(volumes: dict[str, str]) -> dict[str, str]:
+    points = [PurePosixPath(point) for point in volumes.values()]
+    for path, point in zip(volumes.values(), points, strict=True):
+        if str(point) != path or ".." in point.parts or path.startswith("//"):
+            raise ValueError(f"{path} must be written without '..' and needless '/'")
+        if f"/{point.parts[1]}" in _NOT_FOR_VOLUMES:
+            raise ValueError(f"{path} is below one that systemd mounts itself")
+        if sum(point.is_relative_to(other) for other in points) > 1:
+            raise ValueError(f"{path} is the mount point of two, or below another one")
+    return volumes
+
+
 def _layer(value: Any) -> Any:
     return {"role": value} if isinstance(value, str) else value
 
@@ -110,7 +130,7 @@ class RoleEntry(Strict):
     protocol: Literal["tcp", "http", "https"] = "http"
     health: Annotated[str, Field(pattern=r"^/\S*$")] | None = None
     uses: tuple[Name, ...] = ()
-    volumes: dict[Name, AbsolutePath] = {}
+    volumes: Annotated[dict[Name, AbsolutePath], AfterValidator(_mount_points)] = {}
     hooks: HooksEntry = HooksEntry()
 
 
@@ -134,11 +154,11 @@ class ServiceFile(Strict):
 class TimeoutsEntry(Strict):
     """Deadlines of a roll's steps, in seconds."""
 
-    boot_s: float = Field(60.0, gt=0)
-    smoke_s: float = Field(120.0, gt=0)
-    healthy_s: float = Field(30.0, gt=0)
-    drain_s: float = Field(30.0, gt=0)
-    stop_s: float = Field(STOP_S, gt=0)
+    boot_s: Deadline = 60.0
+    smoke_s: Deadline = 120.0
+    healthy_s: Deadline = 30.0
+    drain_s: Deadline = 30.0
+    stop_s: Deadline = STOP_S
 
 
 class CanaryEntry(Strict):
@@ -146,16 +166,16 @@ class CanaryEntry(Strict):
 
     machines: int = Field(1, ge=1)
     percent: int = Field(10, ge=1, le=100)
-    watch_s: float = Field(30.0, ge=0)
+    watch_s: Seconds = 30.0
 
 
 class SoakEntry(Strict):
     """How long new machines are watched after the switch, and what is tolerated."""
 
-    seconds: float = Field(0.0, ge=0)
+    seconds: Seconds = 0.0
     max_error_percent: float = Field(1.0, ge=0, le=100)
     min_requests: int = Field(50, ge=1)
-    max_response_ratio: float = Field(0.0, ge=0)
+    max_response_ratio: float = Field(0.0, ge=0, allow_inf_nan=False)
 
 
 class DeploymentEntry(Strict):
@@ -167,7 +187,7 @@ class DeploymentEntry(Strict):
     batch: int | None = Field(None, ge=1)
     canary: CanaryEntry = CanaryEntry()
     soak: SoakEntry = SoakEntry()
-    keep_warm_s: float = Field(0.0, ge=0)
+    keep_warm_s: Seconds = 0.0
     snapshot: bool = False
     timeouts: TimeoutsEntry = TimeoutsEntry()
 

@@ -10,9 +10,7 @@ from typing import Any
 
 from toolkit.canonical import canonical_json
 from toolkit.model import LaunchOrder, Secret
-from toolkit.project.model import Environment, Project
-
-CONFIG_CREDENTIAL = "config"
+from toolkit.project.model import CONFIG_CREDENTIAL, Environment, Project
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 from toolkit.machines.evidence import Subject
 from toolkit.project.load import environment_names, load_environment
-from toolkit.project.model import Project
+from toolkit.project.model import CONFIG_CREDENTIAL, Project
 from toolkit.secrets.declarations import load_matrix
 from toolkit.secrets.grants import BALANCER, Matrix, credential_names
 from toolkit.secrets.rotate import is_dying
@@ -27,7 +27,6 @@ from toolkit.state import State
 EXPIRES_SOON_DAYS = 30
 DAY_S = 86400.0
 KEY_BYTES = 32
-CONFIG = "config"
 DELIVERED = "/run/host/credentials/"
 UNVERIFIED = "unverified"
 
@@ -283,7 +282,7 @@ def judge(
         cells.append(
             Cell(subject.name, subject.role, whose, name, is_granted, state, (*places, *bad))
         )
-    allowed = {CONFIG, *(name for names in granted.values() for name in names.values())}
+    allowed = {CONFIG_CREDENTIAL, *(name for names in granted.values() for name in names.values())}
     cells += [
         Cell(subject.name, subject.role, environment, path, False, "extra", ("not granted",))
         for path in sorted(subject.credentials)

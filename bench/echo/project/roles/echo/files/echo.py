@@ -95,7 +95,7 @@ def main() -> None:
         COUNTER.write_text(Handler.starts)
     if VERSION["fault"] == "hostile":
         threading.Thread(target=shout, daemon=True).start()
-    Server(("0.0.0.0", 8080), Handler).serve_forever()
+    Server(("0.0.0.0", int(sys.argv[1])), Handler).serve_forever()
 
 
 main()

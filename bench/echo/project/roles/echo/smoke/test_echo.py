@@ -6,12 +6,12 @@ import time
 UP_WITHIN_S = 10.0
 
 
-def test_it_answers(host, http):
+def test_it_answers(host, http, machine):
     deadline = time.monotonic() + UP_WITHIN_S
     while host.run("systemctl is-active echo.service").stdout.strip() == "activating":
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    while not host.socket("tcp://0.0.0.0:8080").is_listening:
+    while not host.socket(f"tcp://0.0.0.0:{machine.port}").is_listening:
         state = host.run("systemctl is-active echo.service").stdout.strip()
         assert state == "active", host.run("journalctl --no-pager -n 10 -u echo.service").stdout
         assert time.monotonic() < deadline
