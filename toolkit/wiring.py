@@ -254,6 +254,7 @@ def audit_environment(workplace: Workplace, environment_name: str) -> AuditRepor
 
 def _balancer(workplace: Workplace, environment: Environment) -> LocalBalancer:
     from toolkit.pools.local import LocalBalancer
+    from toolkit.project.model import EDGE_CERTIFICATE
     from toolkit.secrets.grants import BALANCER
     from toolkit.secrets.memory import VersionFile
     from toolkit.secrets.source import VaultSource
@@ -268,7 +269,7 @@ def _balancer(workplace: Workplace, environment: Environment) -> LocalBalancer:
         runtime=state.runtime / environment.name / "balancer",
         ram=state.ram / environment.name,
         edge_secrets=lambda: secrets.secrets(environment.name, BALANCER),
-        newest_version=lambda: versions.highest(environment.name, BALANCER, "edge_tls"),
+        newest_version=lambda: versions.highest(environment.name, BALANCER, EDGE_CERTIFICATE),
     )
 
 

@@ -132,13 +132,49 @@ def test_volumes_beside_each_other_are_fine(tmp_path: Path) -> None:
     assert project(tmp_path, service).roles["app"].volumes == {"a": "/srv/a", "b": "/srv/b"}
 
 
-def test_no_secret_takes_the_place_of_a_machines_settings(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("{released: VALUE}", "{ansible_connection: local}"),
+        ("{released: VALUE}", "{toolkit_watch: no}"),
+        ("[{role: app", "[app, {role: app"),
+        ("{role: app,", '{role: app, source: ["-x"],'),
+        ("{role: app,", '{role: app, source: [""],'),
+        ("port:", "health: /a{b}, port:"),
+        ("port:", "health: /prüfung, port:"),
+    ],
+)
+def test_what_would_fail_in_a_bake_or_at_the_balancer_is_refused(
+    tmp_path: Path, before: str, after: str
+) -> None:
+    service = SERVICE.replace(before, after).replace(", port:", "\n    port:")
+    assert service != SERVICE
+    with pytest.raises(ConfigurationError, match=r"service\.yml:roles\.app\."):
+        project(tmp_path, service.replace("VALUE", "1"))
+
+
+def test_an_ansible_role_is_not_called_like_the_operating_systems_layer(tmp_path: Path) -> None:
+    (tmp_path / "roles/os").mkdir(parents=True)
+    with pytest.raises(ConfigurationError, match="os is the name of another layer"):
+        project(tmp_path, SERVICE.replace("{role: app,", "os, {role: app,").replace("VALUE", "1"))
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/h?full=1&x=%20", "/a_b/-~"])
+def test_paths_of_health_checks_that_can_be(tmp_path: Path, path: str) -> None:
+    service = SERVICE.replace("port:", f"health: {path}\n    port:").replace("VALUE", "1")
+    assert project(tmp_path, service).roles["app"].health == path
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("config", "get their settings as"), ("edge_tls", "balancer's own")]
+)
+def test_no_secret_takes_the_place_of_one_of_ours(tmp_path: Path, name: str, why: str) -> None:
     shop = project(tmp_path, SERVICE.replace("VALUE", "1"))
     (tmp_path / "roles/app/meta").mkdir()
     (tmp_path / "roles/app/meta/secrets.yml").write_text(
-        "secrets: [{name: config, kind: token, description: x}]\n"
+        f"secrets: [{{name: {name}, kind: token, description: x}}]\n"
     )
-    with pytest.raises(ConfigurationError, match="what machines get their settings as"):
+    with pytest.raises(ConfigurationError, match=why):
         load_secret_specs(shop, "app")
 
 

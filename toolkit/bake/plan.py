@@ -10,8 +10,6 @@ from toolkit.bake.manifest import REFRESH, SealedLayer
 from toolkit.canonical import canonical_json
 from toolkit.project.model import BaseSpec
 
-BASE_LAYER = "os"
-
 BASE_PACKAGES = (
     "ca-certificates",
     "dbus",

@@ -18,12 +18,12 @@ from toolkit.bake import plan
 from toolkit.bake.inputs import playbooks_digest, role_digests
 from toolkit.bake.leak import LeakGate
 from toolkit.bake.manifest import SealedLayer, image_manifest, release_manifest
-from toolkit.bake.plan import BASE_LAYER, Decision
+from toolkit.bake.plan import Decision
 from toolkit.canonical import canonical_json
 from toolkit.errors import BakeFailed, OutsideError
 from toolkit.model import Image, Release
 from toolkit.progress import Progress, step
-from toolkit.project.model import LayerSpec, Project, RoleSpec
+from toolkit.project.model import BASE_LAYER, LayerSpec, Project, RoleSpec
 from toolkit.project.source import Checkout, digest_files
 from toolkit.state import State, make_private
 from toolkit.store.local import LocalStore

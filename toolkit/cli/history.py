@@ -24,7 +24,11 @@ STEPS = (
 @click.argument("environment", required=False)
 @click.argument("role", required=False)
 @click.option(
-    "--limit", type=click.IntRange(1), default=20, show_default=True, help="Most entries shown."
+    "--limit",
+    type=click.IntRange(1, 1_000_000),
+    default=20,
+    show_default=True,
+    help="Most entries shown.",
 )
 @click.option("--steps", is_flag=True, help="Show every step of every roll too.")
 @click.option("--verify", is_flag=True, help="Check the whole chain of hashes first.")

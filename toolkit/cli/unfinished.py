@@ -85,6 +85,8 @@ def rollback(
     from toolkit.roll.observe import unfinished
     from toolkit.roll.prepare import need_role, previous_roll
 
+    if to == "":
+        raise click.UsageError("--to needs the digest of an image")
     if to and not role:
         raise click.UsageError("--to needs a ROLE: an image is for one role")
     context.need_root()

@@ -12,6 +12,7 @@ from toolkit.errors import ConfigurationError, NotFound
 from toolkit.project.documents import complain, parse_file
 from toolkit.project.model import (
     CONFIG_CREDENTIAL,
+    EDGE_CERTIFICATE,
     BaseSpec,
     Canary,
     Deployment,
@@ -161,6 +162,8 @@ def load_secret_specs(project: Project, role: str) -> tuple[SecretSpec, ...]:
     problems = [f"secrets: {n} is declared twice" for n in set(names) if names.count(n) > 1]
     if CONFIG_CREDENTIAL in names:
         problems.append(f"secrets: {CONFIG_CREDENTIAL} is what machines get their settings as")
+    if EDGE_CERTIFICATE in names:
+        problems.append(f"secrets: {EDGE_CERTIFICATE} is the balancer's own certificate")
     complain(path, problems)
     return tuple(
         SecretSpec(s.name, s.kind, s.description, s.dns_names, s.rotate_days, s.renew)

@@ -11,8 +11,14 @@ from typing import Any, Final
 MOST_MACHINES: Final = 50
 """That a role may have in an environment."""
 
+BASE_LAYER: Final = "os"
+"""The lowest layer of every image, which is no Ansible role."""
+
 CONFIG_CREDENTIAL: Final = "config"
 """The credential that holds a machine's settings."""
+
+EDGE_CERTIFICATE: Final = "edge_tls"
+"""The certificate that an environment's balancer serves."""
 
 STOP_S: Final = 20.0
 """How long a machine may take to end, unless its role says otherwise."""

@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from toolkit.project.model import MOST_MACHINES, STOP_S
+from toolkit.project.model import BASE_LAYER, MOST_MACHINES, STOP_S
 
 NAME_PATTERN = r"^[a-z][a-z0-9_]{0,30}$"
 """A role's name: an Ansible role, an inventory group and part of machine names at once."""
@@ -35,6 +35,9 @@ PASSWORD = re.compile(r"(?i)://[^/\s]*:[^/\s]*@|https?://[^/\s]*@")
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 AbsolutePath = Annotated[str, Field(pattern=r"^/[A-Za-z0-9._/-]+$")]
 
+HEALTH_PATTERN = r"^/[!%&*+,./0-9:;<=>?@A-Z^_`a-z|~\[\]-]*$"
+"""What HAProxy reads as one plain word."""
+
 _MOST_S = 7 * 86400
 Seconds = Annotated[float, Field(ge=0, le=_MOST_S, allow_inf_nan=False)]
 Deadline = Annotated[float, Field(gt=0, le=_MOST_S, allow_inf_nan=False)]
@@ -44,8 +47,8 @@ _NOT_FOR_VOLUMES = {"/dev", "/proc", "/run", "/sys", "/tmp"}  # noqa: S108 - no 
 
 
 def _relative(path: str) -> str:
-    if path.startswith("/") or ".." in path.split("/"):
-        raise ValueError("must be a path inside the source")
+    if not path or path.startswith(("/", "-", ":")) or ".." in path.split("/"):
+        raise ValueError("must be a path inside the source, and not begin with '-' or ':'")
     return path
 
 
@@ -83,6 +86,21 @@ def _network(text: str) -> str:
     return text
 
 
+def _own_variables(names: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    for name in names:
+        if name.startswith(("ansible_", "toolkit_")):
+            raise ValueError(f"{name} is not yours: it says how the machine is reached")
+    return names
+
+
+def _layers(layers: tuple[LayerEntry, ...]) -> tuple[LayerEntry, ...]:
+    names = [layer.role for layer in layers]
+    for name in names:
+        if name == BASE_LAYER or names.count(name) > 1:
+            raise ValueError(f"{name} is the name of another layer of the image already")
+    return layers
+
+
 def _mount_points(volumes: dict[str, str]) -> dict[str, str]:
     points = [PurePosixPath(point) for point in volumes.values()]
     for path, point in zip(volumes.values(), points, strict=True):
@@ -110,7 +128,7 @@ class LayerEntry(Strict):
 
     role: Name
     source: tuple[Annotated[str, AfterValidator(_relative)], ...] = ()
-    vars: dict[str, JsonValue] = {}
+    vars: Annotated[dict[str, JsonValue], AfterValidator(_own_variables)] = {}
 
 
 class HooksEntry(Strict):
@@ -124,11 +142,13 @@ class RoleEntry(Strict):
     """One kind of machine."""
 
     layers: Annotated[
-        tuple[Annotated[LayerEntry, BeforeValidator(_layer)], ...], Field(min_length=1)
+        tuple[Annotated[LayerEntry, BeforeValidator(_layer)], ...],
+        Field(min_length=1),
+        AfterValidator(_layers),
     ]
     port: int = Field(ge=1, le=65535)
     protocol: Literal["tcp", "http", "https"] = "http"
-    health: Annotated[str, Field(pattern=r"^/\S*$")] | None = None
+    health: Annotated[str, Field(pattern=HEALTH_PATTERN)] | None = None
     uses: tuple[Name, ...] = ()
     volumes: Annotated[dict[Name, AbsolutePath], AfterValidator(_mount_points)] = {}
     hooks: HooksEntry = HooksEntry()

@@ -143,7 +143,7 @@ def checkout(source: str, ref: str | None, *, clones: Path, is_dirty_allowed: bo
         repository, prefix = _fetch(source, clones), ""
     else:
         repository, prefix = _locate(source)
-    commit = _resolve(repository, ref or "HEAD", source)
+    commit = _resolve(repository, "HEAD" if ref is None else ref, source)
     is_dirty = False
     if ref is None and not is_url(source):
         is_dirty = has_changes(repository, [prefix or "."])

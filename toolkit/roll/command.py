@@ -207,7 +207,7 @@ def plan_back(
 ) -> tuple[Wanted, RollOrder | None]:
     """Return what a rollback would do; None when the wanted image serves already."""
     need_role(site, role)
-    wanted = choose(site, [role], to, None)[role] if to else choose_previous(site, role)
+    wanted = choose(site, [role], to, None)[role] if to is not None else choose_previous(site, role)
     inputs = gather_inputs(site, role)
     if is_current(site, role, wanted, inputs):
         return wanted, None

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from toolkit.errors import ConfigurationError, NotFound
-from toolkit.project.model import Environment, SecretSpec
+from toolkit.project.model import EDGE_CERTIFICATE, Environment, SecretSpec
 
 BALANCER = "balancer"
 """The load balancer holds the certificate of the public ports; it is no machine of a role."""
@@ -152,7 +152,7 @@ def _fill(secret: SecretSpec, environment: str) -> SecretSpec:
 
 def _edge(service: str, environment: str) -> SecretSpec:
     return SecretSpec(
-        name="edge_tls",
+        name=EDGE_CERTIFICATE,
         kind="tls",
         description="certificate of the public ports",
         dns_names=("localhost", f"{service}.{environment}.internal", "127.0.0.1"),
