@@ -33,11 +33,12 @@ def join(group: str) -> None:
 
 
 def processes(group: str) -> Iterator[int]:
-    """Yield the process ids in a group and below it."""
+    """Yield the process ids in a group and below it, whatever disappears meanwhile."""
     for top in hierarchies():
-        for listing in (top / group).glob("**/cgroup.procs"):
+        # Unlike `Path.glob`, it passes over a directory that has gone.
+        for directory, _, _ in os.walk(top / group):
             try:
-                yield from map(int, listing.read_text().split())
+                yield from map(int, Path(directory, "cgroup.procs").read_text().split())
             except OSError:
                 continue
 
