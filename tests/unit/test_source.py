@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.cli import garbage
-from toolkit.errors import ConfigurationError
+from toolkit.errors import ConfigurationError, NotFound
 from toolkit.project.load import load_project
 from toolkit.project.model import BaseSpec, Project
 from toolkit.project.source import Checkout, checkout
@@ -57,6 +57,12 @@ def test_the_default_branch_of_a_url_is_what_it_is_now(upstream: Path) -> None:
     git(upstream, "branch", "--quiet", "--delete", "--force", "master")
     third = commit(upstream)
     assert fetched(upstream).commit == fetched(upstream, ref="HEAD").commit == third
+
+
+def test_an_empty_ref_is_not_taken_for_none(upstream: Path) -> None:
+    """A variable that is not set would bake whatever is checked out, changes unasked."""
+    with pytest.raises(NotFound):
+        checkout(str(upstream), "", clones=upstream.parent, is_dirty_allowed=False)
 
 
 def test_a_url_may_be_on_no_branch(upstream: Path) -> None:

@@ -165,10 +165,12 @@ def finish(vaults: Vaults, rotation: Rotation) -> None:
     """Forget the old value; harmless when that was done before."""
     with vaults.locked():
         documents = vaults.read_all(rotation.roles)
-        written = [one for one in documents.values() if one]
-        living = [replace(one, entries=_living(one, rotation.name)) for one in written]
         vaults.write(
-            [after for after, before in zip(living, written, strict=True) if after != before]
+            [
+                replace(one, entries=_living(one, rotation.name))
+                for one in documents.values()
+                if one and _dying(rotation.name).intersection(one.entries)
+            ]
         )
 
 
