@@ -12,6 +12,7 @@ The order comes as JSON on the descriptor named by the first argument:
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sys
@@ -56,9 +57,7 @@ def _mount_root(order: dict[str, Any]) -> None:
     for number, layer in enumerate(order["layers"]):
         directory = top / f"layer-{number}"
         directory.mkdir()
-        # With the same options mount(8) takes the loop device that another machine's mount of
-        # the same file already has: machines share the page cache of their layers.
-        _mount("-t", "erofs", "-o", "loop,ro", layer, directory)
+        mount_layer(Path(layer), directory)
         lower.append(str(directory))
     upper = Path(order["upper"] or top / "upper")
     work = Path(order["work"] or top / "work")
@@ -68,6 +67,26 @@ def _mount_root(order: dict[str, Any]) -> None:
     upper.chmod(0o755)
     options = f"lowerdir={':'.join(lower)},upperdir={upper},workdir={work},{OVERLAY_OPTIONS}"
     _mount("-t", "overlay", "-o", options, "overlay", root)
+
+
+def mount_layer(layer: Path, directory: Path) -> None:
+    """Mount a layer through the loop device that all machines with it share.
+
+    mount(8) takes the device that the same file already has, so that machines share the page cache
+    of their layers. Those that look at the same moment would find none and each make one; the
+    lock lets them look one after another.
+
+    Args:
+        layer: An erofs file.
+        directory: Where it shall be mounted, in this process's mount namespace.
+
+    Raises:
+        OutsideError: It cannot be mounted.
+        DeadlineExceeded: mount(8) did not end.
+    """
+    with layer.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        _mount("-t", "erofs", "-o", "loop,ro", layer, directory)
 
 
 def _mount(*arguments: str | Path) -> None:
