@@ -24,7 +24,7 @@ RAM_ROOT = Path("/dev/shm")  # noqa: S108 - a RAM file system on every Linux hos
 RAM_FILE_SYSTEMS = {"tmpfs", "ramfs"}
 RUNTIME_ROOT = Path("/run/toolkit")
 
-_MARKS = {"bake.lock", "environments", "ledger.db", "secret-versions.json", "store"}
+_MARKS = {"bake.lock", "environments", "ledger.db", "secret-versions.json", "service", "store"}
 """What tells a state directory from another; one of these is in it as soon as anything is."""
 
 
@@ -121,6 +121,58 @@ class State:
                 f"the state directory {self.root} cannot be used: {error.strerror}",
                 hint="run it with sudo, or choose another with --state or TOOLKIT_STATE",
             ) from None
+
+    def need_service(self, service: str) -> None:
+        """Refuse to mix services: machines, images and passwords are told apart by role alone.
+
+        Args:
+            service: The name in the project's `service.yml`.
+
+        Raises:
+            ConfigurationError: The directory was made for another service.
+        """
+        owner = self._owner()
+        if owner not in {None, service}:
+            raise ConfigurationError(
+                f"the state directory {self.root} belongs to the service {owner}, and this project "
+                f"is {service}",
+                hint="name another directory with --state or TOOLKIT_STATE; if the service was "
+                f"renamed, write its new name into {self._service_file}",
+            )
+
+    def prepare_for(self, service: str) -> None:
+        """Make the directory, and note whose it is.
+
+        Args:
+            service: The name in the project's `service.yml`.
+
+        Raises:
+            ConfigurationError: As `prepare` and `need_service`.
+            OutsideError: It cannot be written.
+        """
+        self.prepare()
+        try:
+            with self._service_file.open("a+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                file.seek(0)
+                if not file.read().strip():
+                    file.write(f"{service}\n")
+        except OSError as error:
+            raise OutsideError(
+                f"{self._service_file} could not be written: {error.strerror}"
+            ) from None
+        self.need_service(service)
+
+    @property
+    def _service_file(self) -> Path:
+        return self.root / "service"
+
+    def _owner(self) -> str | None:
+        """Return the service that the directory was made for; None before, or if it is hidden."""
+        try:
+            return self._service_file.read_text(errors="replace").strip() or None
+        except OSError:
+            return None
 
 
 @contextmanager

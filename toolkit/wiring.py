@@ -50,7 +50,7 @@ def make_bake(
         ConfigurationError: The source or the project has changes that are not committed.
     """
     project, state = workplace.project, workplace.state
-    state.prepare()
+    workplace.prepare()
     checkout = source.checkout(
         project.source, ref, clones=state.sources, is_dirty_allowed=is_dirty_allowed
     )
@@ -153,6 +153,8 @@ def open_site(
 
     project, state = workplace.project, workplace.state
     environment = workplace.environment(environment_name)
+    if not is_looking:
+        workplace.prepare()
     store = open_store(state)
     namespace = state.namespace(environment.name)
     network = _network(workplace, environment)

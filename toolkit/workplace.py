@@ -45,10 +45,24 @@ class Workplace:
 
     @cached_property
     def project(self) -> Project:
-        """The project; read when first asked for."""
+        """The project; read when first asked for.
+
+        Raises:
+            ConfigurationError: It is wrong, or the state directory belongs to another service.
+        """
         from toolkit.project.load import load_project  # noqa: PLC0415 - not every command reads it
 
-        return load_project(self.project_root)
+        project = load_project(self.project_root)
+        State(self.state_root).need_service(project.name)
+        return project
+
+    def prepare(self) -> None:
+        """Make the state directory, which is the project's own from then on.
+
+        Raises:
+            ConfigurationError: It cannot be made, or belongs to another service.
+        """
+        self.state.prepare_for(self.project.name)
 
     def environment(self, name: str) -> Environment:
         """Read an environment of the project."""

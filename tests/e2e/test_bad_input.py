@@ -256,6 +256,19 @@ def readable_project(site: Site):
         shutil.rmtree(directory)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["bake"], ["up", ENVIRONMENT], ["roll", ENVIRONMENT], ["down", ENVIRONMENT], ["status"],
+     ["secrets", "init", ENVIRONMENT], ["gc"]],
+)  # fmt: skip
+def test_a_state_directory_of_another_service(words, site, project):
+    """Its machines, images and passwords would pass for this one's: roles have the same names."""
+    service = project / "service.yml"
+    service.write_text(service.read_text().replace("name: guestbook", "name: other", 1))
+    message = refused(site, *words, project=project)
+    assert message.endswith("belongs to the service guestbook, and this project is other")
+
+
 def ignored_by_nobody(_directory: str, names: list[str]) -> set[str]:
     return {name for name in names if name in {"vault.yml", "authority.pem"}}
 

@@ -43,6 +43,29 @@ def test_one_with_other_things_is_refused_as_it_is(tmp_path: Path) -> None:
     State(root).prepare()
 
 
+def test_it_belongs_to_one_service(tmp_path: Path) -> None:
+    state = State(tmp_path / "state")
+    state.need_service("notes")
+    state.prepare_for("notes")
+    state.prepare_for("notes")
+    for refuse in (state.need_service, state.prepare_for):
+        with pytest.raises(ConfigurationError, match="belongs to the service notes") as caught:
+            refuse("shop")
+        assert "--state" in (caught.value.hint or "")
+    (tmp_path / "state" / "service").write_text("shop\n")
+    state.prepare_for("shop")
+
+
+def test_what_a_killed_command_left_of_the_note_is_made_whole(tmp_path: Path) -> None:
+    state = State(tmp_path / "state")
+    state.prepare()
+    (tmp_path / "state" / "service").touch()
+    state.need_service("notes")
+    state.prepare_for("notes")
+    with pytest.raises(ConfigurationError):
+        state.need_service("shop")
+
+
 @pytest.mark.parametrize("content", [[], ["work"]])
 @pytest.mark.parametrize("words", [["history"], ["history", "--verify"], ["images", "list"]])
 def test_looking_makes_nothing(

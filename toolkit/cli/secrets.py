@@ -50,7 +50,7 @@ def init_command(context: Context, environment: str) -> None:
 
     Passwords, tokens and certificates are made; files have to be set. What exists is kept.
     """
-    context.state.prepare()
+    context.prepare()
     vaults = context.vaults(environment)
     outcome = init(
         context.project,
