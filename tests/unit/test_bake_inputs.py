@@ -1,5 +1,6 @@
 """What of a project and its source makes a layer be built again, and under which name."""
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -134,6 +135,11 @@ def test_a_file_with_ansibles_tags_is_read(project: Project) -> None:
 def test_what_a_role_installs_is_not_read_as_its_tasks(project: Project, directory: str) -> None:
     write(project.root, {f"roles/web/{directory}/play.yml": "- include_role: {name: common}\n"})
     assert set(digests(project)) == {"role files", "playbooks"}
+
+
+def test_a_name_that_is_not_utf8_is_an_input(project: Project) -> None:
+    file = os.fsencode(project.root / "roles/web/files") + b"-\xff"
+    assert changed(project, lambda: Path(os.fsdecode(file)).touch()) == {"role files"}
 
 
 def test_what_python_compiles_is_no_input(project: Project) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
+from toolkit.cli.main import run
 from toolkit.clock import host_uptime
 from toolkit.errors import LeaseHeld, OutsideError
 from toolkit.ledger import tables
@@ -228,3 +229,9 @@ def test_freedom(values: dict, now: float, uptime: float, expected: bool) -> Non
         {**lease_row, **values}, host=HERE, boot=ALIVE.boot, now=now, uptime=uptime
     )
     assert found is expected
+
+
+@pytest.mark.parametrize("words", [["up", "x"], ["roll", "x"], ["rollback", "x"], ["abort"]])
+def test_a_wait_is_a_number(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*words, "--wait", "nan"]) == 2
+    assert "nan is not a number" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.canonical import canonical_json
-from toolkit.errors import ConfigurationError
+from toolkit.errors import ConfigurationError, NotFound
 from toolkit.project.load import (
     load_environment,
     load_project,
@@ -99,6 +99,34 @@ def test_roles_of_one_environment_have_ports_of_their_own(tmp_path: Path) -> Non
     assert load_environment(project(tmp_path, TWO_ROLES.replace("PORT", "8001")), "test")
     definition.write_text("{plugin: toolkit, roles: {app: {machines: 1}}}\n")
     assert load_environment(project(tmp_path, TWO_ROLES.replace("PORT", "8000")), "test")
+
+
+@pytest.mark.parametrize(
+    "network", ["127.0.0.0/24", "224.0.0.0/24", "240.0.0.0/24", "0.0.0.0/24", "0.0.0.0/0"]
+)
+def test_a_network_of_addresses_that_no_machine_can_have_is_refused(
+    tmp_path: Path, network: str
+) -> None:
+    shop = project(tmp_path, SERVICE.replace("VALUE", "1"))
+    definition = tmp_path / "inventories/test/toolkit.yml"
+    definition.parent.mkdir(parents=True)
+    text = "{plugin: toolkit, network: NETWORK, roles: {app: {machines: 1}}}\n"
+    definition.write_text(text.replace("NETWORK", network))
+    with pytest.raises(ConfigurationError, match="addresses that machines can have"):
+        load_environment(shop, "test")
+    definition.write_text(text.replace("NETWORK", "192.168.7.0/28"))
+    assert load_environment(shop, "test").name == "test"
+
+
+@pytest.mark.parametrize("name", ["none", "a" * 300, "../test", ""])
+def test_an_environment_that_is_not_there_is_not_found(tmp_path: Path, name: str) -> None:
+    shop = project(tmp_path, SERVICE.replace("VALUE", "1"))
+    definition = tmp_path / "inventories/test/toolkit.yml"
+    definition.parent.mkdir(parents=True)
+    definition.write_text("{plugin: toolkit, roles: {app: {machines: 1}}}\n")
+    with pytest.raises(NotFound) as caught:
+        load_environment(shop, name)
+    assert caught.value.hint == "known environments: test"
 
 
 @pytest.mark.parametrize(

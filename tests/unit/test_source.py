@@ -1,5 +1,6 @@
 """The service's source: which commit is meant, and what of it is exported."""
 
+import os
 import subprocess
 import threading
 from pathlib import Path
@@ -10,7 +11,7 @@ from toolkit.cli import garbage
 from toolkit.errors import ConfigurationError, NotFound
 from toolkit.project.load import load_project
 from toolkit.project.model import BaseSpec, Project
-from toolkit.project.source import Checkout, checkout
+from toolkit.project.source import Checkout, checkout, digest_files
 from toolkit.state import exclusive
 from toolkit.workplace import Workplace
 
@@ -102,6 +103,14 @@ def test_the_lock_of_the_store_says_what_is_done(tmp_path: Path) -> None:
     garbage.collect(place, keep_releases=1, keep_snapshots=1, is_dry_run=True)
     holder = (tmp_path / "state" / "bake.lock").read_text()
     assert holder.startswith("a garbage collection (process ")
+
+
+def test_the_name_of_a_file_need_not_be_utf8(tmp_path: Path) -> None:
+    names = [os.fsdecode(name) for name in (b"a-\xff", b"a-\xfe")]
+    for name in names:
+        (tmp_path / name).touch()
+    one, other = (digest_files(tmp_path, [name]) for name in names)
+    assert one != other
 
 
 TOKEN = "s3cret-token"

@@ -111,7 +111,9 @@ def _hooks(project: Project) -> tuple[str, ...]:
 
 
 def _add(total: hashlib._Hash, kind: str, name: str, content: bytes) -> None:
-    total.update(f"{kind} {len(name)} {name} {len(content)}\n".encode() + content)
+    head = f"{kind} {len(name)} {name} {len(content)}\n"
+    # A file's name need not be UTF-8.
+    total.update(os.fsencode(head) + content)
 
 
 def _files(root: Path, top: Path, excluded: tuple[str, ...]) -> Iterator[tuple[str, Path]]:

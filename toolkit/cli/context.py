@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -109,11 +110,19 @@ def json_option(command: Command) -> Command:
     return option(command)
 
 
+def _a_number(_context: click.Context, _option: click.Parameter, value: float) -> float:
+    """Refuse what no comparison is true of; an infinite time is as good as a long one."""
+    if math.isnan(value):
+        raise click.BadParameter("nan is not a number")
+    return value
+
+
 def wait_option(command: Command) -> Command:
     """Add `--wait SECONDS` to a command that changes an environment."""
     option = click.option(
         "--wait",
         type=click.FloatRange(0),
+        callback=_a_number,
         default=0.0,
         metavar="SECONDS",
         help="Queue so long when somebody else is changing the environment.",

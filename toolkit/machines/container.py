@@ -79,7 +79,7 @@ class Container:
 
     Args:
         cgroup: Its control group.
-        files: Path without suffix; `.pid` and `.notify` are its runtime files.
+        files: Path without suffix; `.pid` and `.up` are its runtime files.
     """
 
     def __init__(self, *, cgroup: str, files: Path) -> None:
@@ -92,6 +92,11 @@ class Container:
     def pid_file(self) -> Path:
         """Names the supervising process."""
         return self._files.with_name(self._files.name + ".pid")
+
+    @property
+    def notify_socket(self) -> Path:
+        """Where its init reports that it is up; a socket's path has at most 107 bytes."""
+        return self._files.with_name(self._files.name + ".up")
 
     @property
     def console(self) -> bytes:
@@ -127,7 +132,7 @@ class Container:
         """
         make_private(self._files.parent)
         make_private(order.mountpoint)
-        path = self._files.with_name(self._files.name + ".notify")
+        path = self.notify_socket
         path.unlink(missing_ok=True)
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(str(path))

@@ -69,8 +69,8 @@ def load_environment(project: Project, name: str) -> Environment:
     """
     directory = project.root / "inventories" / name
     path = directory / ENVIRONMENT_FILE
-    if "/" in name or not path.is_file():
-        known = environment_names(project)
+    known = environment_names(project)
+    if name not in known:
         raise NotFound(
             f"there is no environment {name!r}: {path} does not exist",
             hint=f"known environments: {', '.join(known) or 'none'}",

@@ -46,6 +46,12 @@ _NOT_FOR_VOLUMES = {"/dev", "/proc", "/run", "/sys", "/tmp"}  # noqa: S108 - no 
 """systemd mounts these itself."""
 
 
+_NOT_FOR_MACHINES = tuple(
+    ipaddress.IPv4Network(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3")
+)
+"""This host itself, loopback, and multicast with what is reserved (RFC 6890)."""
+
+
 def _relative(path: str) -> str:
     if not path or path.startswith(("/", "-", ":")) or ".." in path.split("/"):
         raise ValueError("must be a path inside the source, and not begin with '-' or ':'")
@@ -81,8 +87,11 @@ def _loopback(listen: str) -> str:
 
 
 def _network(text: str) -> str:
-    if ipaddress.IPv4Network(text).num_addresses < 16:
+    network = ipaddress.IPv4Network(text)
+    if network.num_addresses < 16:
         raise ValueError("must have room for machines: /28 or larger")
+    if any(network.overlaps(other) for other in _NOT_FOR_MACHINES):
+        raise ValueError("must hold addresses that machines can have: 10.90.0.0/24, say")
     return text
 
 

@@ -185,7 +185,7 @@ def digest_files(directory: Path, names: Sequence[str]) -> str:
             kind, content = "link", os.fsencode(path.readlink())
         else:
             kind, content = ("exec" if mode & 0o100 else "file"), path.read_bytes()
-        total.update(f"{kind} {len(name)} {name} {len(content)}\n".encode() + content)
+        total.update(os.fsencode(f"{kind} {len(name)} {name} {len(content)}\n") + content)
     return total.hexdigest()
 
 
