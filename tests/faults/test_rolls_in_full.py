@@ -3,7 +3,8 @@
 import json
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import pytest
 import yaml
@@ -124,18 +125,27 @@ def json_notes(answer) -> list[str]:
     return [json.loads(line)["step"] for line in answer.stderr.splitlines()]
 
 
-@pytest.fixture
-def hooks(site: EchoSite):
-    """A playbook before traffic and one after; both run in the first new machine."""
+@contextmanager
+def service_of(site: EchoSite, change: Mapping[str, object]) -> Iterator[None]:
+    """Have the service's definition say something else of `echo`."""
     service = site.project.root / "service.yml"
     text = service.read_text()
     document = yaml.safe_load(text)
-    document["roles"]["echo"]["hooks"] = {"before": "before.yml", "after": "after.yml"}
+    document["roles"]["echo"].update(change)
     service.write_text(yaml.safe_dump(document))
+    try:
+        yield
+    finally:
+        service.write_text(text)
+
+
+@pytest.fixture
+def hooks(site: EchoSite):
+    """A playbook before traffic and one after; both run in the first new machine."""
     for name in ("before", "after"):
         (site.project.root / "playbooks" / f"{name}.yml").write_text(HOOK.format(name=name))
-    yield
-    service.write_text(text)
+    with service_of(site, {"hooks": {"before": "before.yml", "after": "after.yml"}}):
+        yield
 
 
 @pytest.mark.parametrize(
@@ -227,6 +237,34 @@ def test_a_stateful_roll_that_is_killed_between_two_machines(site, way_on):
     # The new one has started once; on the way back the old one has, too.
     assert starts(site) == before + (1 if way_on == "resume" else 2)
     assert len(site.machines()) == 3
+
+
+@pytest.mark.parametrize("change", [{"port": 8087}, {"health": "/alive"}])
+def test_what_the_balancer_must_know_is_taken_up_before_a_roll(site, change):
+    """Machines that serve go on as they are, under their old port too."""
+    settle(site, "v1")
+    before = serving(site)
+    words = ("roll", site.environment, "echo", "--image", site.image("v2", "echo"))
+    with service_of(site, change):
+        [told] = json_notes(site.toolkit.run("status", site.environment))
+        assert f"'toolkit up {site.environment}' takes it up" in told
+        for refused in (words, ("plan", *words[1:])):
+            answer = site.toolkit.run(*refused)
+            assert answer.exit_code == 2
+            assert "another configuration" in answer.error["error"]
+            assert f"toolkit up {site.environment}" in answer.error["hint"]
+        assert serving(site) == before
+
+        site.toolkit.result("up", site.environment)
+        assert json_notes(site.toolkit.run("status", site.environment)) == []
+        assert serving(site) == before
+        assert site.get().headers["X-Version"] == "1"
+        # The application listens where it was baked to.
+        if "port" not in change:
+            assert site.toolkit.result(*words)["outcome"] == "rolled"
+            assert site.get().headers["X-Version"] == "2"
+    site.toolkit.result("up", site.environment)
+    assert site.get().status_code == 200
 
 
 def test_a_dead_machine_is_drift_too(site):

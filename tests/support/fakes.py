@@ -405,6 +405,9 @@ class FakeSwitch:
     def is_current(self) -> bool:
         return self.has_newest
 
+    def is_configured(self) -> bool:
+        return self.is_on
+
     def renew(self) -> None:
         self.renewals += 1
 

@@ -17,7 +17,7 @@ from toolkit.bake import base, builder, seal
 from toolkit.cli.main import COMMANDS, cli
 from toolkit.machines import nspawn
 from toolkit.project import schema, source
-from toolkit.roll import lease, rotate
+from toolkit.roll import lease, proof
 from toolkit.secrets import keys
 from toolkit.smoke import plugin
 
@@ -174,7 +174,7 @@ def test_fixed_deadlines_are_the_documented_ones():
         plugin.COMMAND_TIMEOUT_S,
         plugin.HTTP_TIMEOUT_S,
         nspawn.RENEW_TIMEOUT_S,
-        rotate.PROBE_TIMEOUT_S,
+        proof.PROBE_TIMEOUT_S,
         keys.COMMAND_DEADLINE_S,
         lease.TIME_TO_LIVE_S,
     ]

@@ -1,5 +1,6 @@
 """What became of rolls that went wrong, with everything but the machines real."""
 
+import ipaddress
 import itertools
 import json
 import os
@@ -558,6 +559,21 @@ def test_up_leaves_an_unfinished_roll_alone(fake: FakeSite) -> None:
     with pytest.raises(UnfinishedRoll, match="was cut short"):
         bring_up(fake.site)
     assert fake.pool.serving() == before
+
+
+def test_up_does_not_move_the_network_away_from_under_machines(fake: FakeSite) -> None:
+    roll(fake, 1)
+    name = sorted(fake.provider.found)[0]
+    network = ipaddress.IPv4Network("10.8.0.0/24")
+    moved = replace(fake.site, environment=replace(fake.site.environment, network=network))
+    fake.balancer.stop()
+    with pytest.raises(ConfigurationError, match=rf"network: .*{name} \(10\.") as caught:
+        bring_up(moved)
+    assert "'toolkit down test' first" in (caught.value.hint or "")
+    assert not fake.balancer.is_running()
+    command.abort(fake.site)
+    take_down(moved)
+    assert bring_up(moved) == []
 
 
 def test_up_that_was_cut_short_is_done_by_the_next(fake: FakeSite) -> None:

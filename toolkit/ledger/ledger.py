@@ -228,6 +228,10 @@ class Ledger:
             rows = connection.execute(query.order_by(RECORDED)).mappings()
             return [MachineRecord(**row) for row in rows]
 
+    def members(self, environment: str, role: str) -> list[MachineRecord]:
+        """Return a role's machines that are meant to be in its pool, the latest one last."""
+        return [one for one in self.machines(environment, role) if one.is_member]
+
     def add_machines(self, records: Sequence[MachineRecord]) -> None:
         """Record machines before they are launched."""
         with self.transaction() as connection:

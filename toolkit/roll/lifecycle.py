@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import ConfigurationError, ToolkitError
 from toolkit.ledger.ledger import Ledger, MachineRecord, RollRecord
 from toolkit.progress import step
 from toolkit.project.load import need_usable_name
@@ -47,6 +48,7 @@ def bring_up(site: Site, *, is_repair: bool = False, wait_s: float = 0.0) -> lis
         was_up = site.ledger.is_up(name)
         if not was_up:
             need_usable_name(site.environment)
+        _need_reachable(site)
         try:
             with step(site.progress, f"network of {name}"), journal.effect("network", {}):
                 site.network.up()
@@ -68,6 +70,26 @@ def bring_up(site: Site, *, is_repair: bool = False, wait_s: float = 0.0) -> lis
         # Under the lease: later, another operator's roll may be under way.
         need_settled(site)
         return restored
+
+
+def _need_reachable(site: Site) -> None:
+    """Refuse to move the network away from under machines.
+
+    Raises:
+        ConfigurationError: One has an address that is not in the network.
+    """
+    network = site.environment.network
+    cut_off = [
+        f"{one.name} ({one.address})"
+        for one in site.ledger.machines(site.environment.name)
+        if ipaddress.IPv4Address(one.address) not in network
+    ]
+    if cut_off:
+        raise ConfigurationError(
+            f"{site.environment.directory / 'toolkit.yml'}:network: {network} has no room for "
+            f"machines that are there: {', '.join(cut_off)}",
+            hint=f"'toolkit down {site.environment.name}' first, or name their network again",
+        )
 
 
 def take_down(site: Site, *, data: Iterable[Path] = (), wait_s: float = 0.0) -> list[str]:

@@ -81,6 +81,11 @@ def drift(site: Site) -> list[str]:
             "the balancer serves an older certificate than its vault has: "
             f"'toolkit up {name}' takes the new one up"
         )
+    if has_balancer and not site.balancer.is_configured():
+        sentences.append(
+            "the balancer runs with another configuration than the project has now: "
+            f"'toolkit up {name}' takes it up"
+        )
     return sentences + unfinished(site)
 
 

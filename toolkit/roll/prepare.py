@@ -88,7 +88,7 @@ def gather_inputs(site: Site, role: str) -> Inputs:
 
 def is_current(site: Site, role: str, wanted: Wanted, inputs: Inputs) -> bool:
     """Whether exactly the wanted machines serve already."""
-    members = [one for one in site.ledger.machines(site.environment.name, role) if one.is_member]
+    members = site.members(role)
     serving = {target.address for target in site.pools[role].targets() if target.is_serving}
     return (
         len(members) == site.environment.deployments[role].machines
@@ -248,7 +248,7 @@ def policy_of(site: Site, role: str) -> RollPolicy:
 
 def previous_roll(ledger: Ledger, environment: str, role: str) -> RollRecord | None:
     """Return the roll to whose image a rollback of a role goes, or None."""
-    members = [one for one in ledger.machines(environment, role) if one.is_member]
+    members = ledger.members(environment, role)
     if not members:
         return None
     return rollback_target(ledger.rolls(environment, role), members[-1].image)

@@ -13,38 +13,28 @@ goes on.
 
 from __future__ import annotations
 
-import base64
-import json
-import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit import interrupt, shell
-from toolkit.errors import ConfigurationError, OutsideError, ToolkitError
-from toolkit.ledger.ledger import MachineRecord, RollRecord
+from toolkit import interrupt
+from toolkit.errors import ConfigurationError
+from toolkit.ledger.ledger import RollRecord
 from toolkit.model import running_names
-from toolkit.network.names import inside
 from toolkit.progress import step
 from toolkit.project.model import SecretSpec
-from toolkit.roll.command import NOT_BEGUN, abort, need_up, resume, roll_role
+from toolkit.roll.command import NOT_BEGUN, abort, need_configured, need_up, resume, roll_role
 from toolkit.roll.journal import Journal
 from toolkit.roll.lease import Lease
 from toolkit.roll.observe import need_settled
 from toolkit.roll.plan import plan_from_data
 from toolkit.roll.prepare import choose, gather_inputs
+from toolkit.roll.proof import prove, ways_on
 from toolkit.roll.site import Site
-from toolkit.secrets.document import Entry
 from toolkit.secrets.grants import BALANCER, Matrix
 from toolkit.secrets.rotate import Announce, Rotation
-from toolkit.secrets.served import serial, served_certificate
-
-ACCEPTED, REFUSED = 0, 1
-"""Exit codes of a role's `smoke/accepts_<secret>.py`."""
-
-PROBE_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +100,7 @@ def start(
     interrupt.check(NOT_BEGUN)
     with site.held(f"the beginning of a rotation of {name}", wait_s=wait_s) as held:
         need_up(site)
+        need_configured(site)
         is_under_way = _is_under_way(site, name)
         if not is_under_way or not all(_is_own(one, roles) for one in _unfinished(site)):
             need_settled(site)
@@ -152,7 +143,7 @@ def carry_out(
     began = time.monotonic()
     name = site.environment.name
     specs = {role: matrix.secret(name, role, rotation.name) for role in rotation.roles}
-    live = [role for role in site.environment.deployments if role in specs and _members(site, role)]
+    live = [role for role in site.environment.deployments if role in specs and site.members(role)]
     renewing = [role for role in live if specs[role].renew]
     done: dict[str, str] = {}
     for role in renewing:
@@ -165,7 +156,7 @@ def carry_out(
     for role in renewing:
         _revoke(site, role, specs[role], wait_s=wait_s)
     with step(site.progress, f"ask the services about {rotation.name}"):
-        proofs = _prove(site, rotation, live, namespace=namespace)
+        proofs = prove(site, rotation, live, namespace=namespace)
     report = RotationReport(
         name,
         rotation.name,
@@ -191,7 +182,7 @@ def _need_taken_up(site: Site, roles: Collection[str]) -> None:
     name, names = site.environment.name, running_names(site.provider.machines())
     stale = []
     for role in site.environment.deployments:
-        told = {one.inputs for one in _members(site, role) if one.name in names}
+        told = {one.inputs for one in site.members(role) if one.name in names}
         if role in roles and told and told != {gather_inputs(site, role).digest}:
             stale.append(role)
     if stale:
@@ -236,16 +227,12 @@ def _held(site: Site, doing: str, wait_s: float) -> Iterator[Lease]:
         yield held
 
 
-def _members(site: Site, role: str) -> list[MachineRecord]:
-    return [one for one in site.ledger.machines(site.environment.name, role) if one.is_member]
-
-
 def _renew(site: Site, role: str, spec: SecretSpec, *, wait_s: float) -> str:
     """Have the machines of a role take up the new value while they run."""
     what = f"{role}: renew {spec.name}"
     with _held(site, what, wait_s) as held:
         inputs = gather_inputs(site, role)
-        stale = [one for one in _members(site, role) if one.inputs != inputs.digest]
+        stale = [one for one in site.members(role) if one.inputs != inputs.digest]
         journal = Journal(held.ledger, _place(site, role), scope="rotate")
         for one in stale:
             order = inputs.order(one.name, image=one.image, address=one.address)
@@ -275,7 +262,7 @@ def _revoke(site: Site, role: str, spec: SecretSpec, *, wait_s: float) -> None:
     with _held(site, what, wait_s) as held:
         inputs = gather_inputs(site, role)
         journal = Journal(held.ledger, _place(site, role), scope="rotate")
-        for one in _members(site, role):
+        for one in site.members(role):
             order = inputs.order(one.name, image=one.image, address=one.address)
             with (
                 step(site.progress, f"{what} in {one.name}"),
@@ -286,108 +273,15 @@ def _revoke(site: Site, role: str, spec: SecretSpec, *, wait_s: float) -> None:
 
 def _roll(site: Site, role: str, rotation: Rotation, *, wait_s: float) -> str:
     """Replace the machines of a role by such of the same image."""
-    image = _members(site, role)[-1].image
+    image = site.members(role)[-1].image
     wanted = choose(site, [role], image, None)[role]
     result = roll_role(site, role, wanted, wait_s=wait_s)
     if result.error is not None:
         raise type(result.error)(
             f"{site.environment.name} {role}: {result.error.message}",
-            hint=_ways_on(rotation),
+            hint=ways_on(rotation),
         )
     return result.outcome
-
-
-def _prove(
-    site: Site, rotation: Rotation, live: Sequence[str], *, namespace: str
-) -> list[dict[str, str]]:
-    """Ask every service that can tell whether the new value is good and the old one dead.
-
-    Raises:
-        ToolkitError: A service says otherwise.
-    """
-    proofs: list[dict[str, str]] = []
-    if rotation.spec.kind == "tls":
-        for role, host, port, space in _tls_places(site, rotation, live, namespace):
-            shown = serial(served_certificate(host, port, namespace=space).encode())
-            _need(shown == serial(rotation.new.parts["certificate"]), role, host, rotation)
-            observed = f"the certificate of version {rotation.old.version} is not served"
-            proofs.append(_proof(role, f"{host}:{port}", observed))
-        return proofs
-    for role in live:
-        probe = site.project.role_directory(role) / "smoke" / f"accepts_{rotation.name}.py"
-        if not probe.is_file():
-            continue
-        port = site.project.roles[role].port
-        gateway = str(next(site.environment.network.hosts()))
-        for host in (gateway, *(one.address for one in _members(site, role))):
-            for entry, wanted in ((rotation.new, ACCEPTED), (rotation.old, REFUSED)):
-                code = _ask([str(probe)], entry, host=host, port=port, namespace=namespace)
-                _need(code == wanted, role, host, rotation, is_new=wanted == ACCEPTED)
-            observed = f"version {rotation.old.version} is refused"
-            proofs.append(_proof(role, f"{host}:{port}", observed))
-    return proofs
-
-
-def _tls_places(
-    site: Site, rotation: Rotation, live: Sequence[str], namespace: str
-) -> list[tuple[str, str, int, str | None]]:
-    places: list[tuple[str, str, int, str | None]] = [
-        (role, one.address, site.project.roles[role].port, namespace)
-        for role in live
-        if site.project.roles[role].protocol == "https"
-        for one in _members(site, role)
-    ]
-    if BALANCER in rotation.roles:
-        for deployment in site.environment.deployments.values():
-            if deployment.public:
-                host, _, port = deployment.public.rpartition(":")
-                places.append((BALANCER, host, int(port), None))
-    return places
-
-
-def _ask(program: Sequence[str], entry: Entry, *, host: str, port: int, namespace: str) -> int:
-    """Run a role's probe in the environment's network; the value goes through a pipe.
-
-    Raises:
-        OutsideError: It could not ask.
-    """
-    order = {
-        "host": host,
-        "port": port,
-        "version": entry.version,
-        "value": base64.b64encode(entry.parts["value"]).decode(),
-    }
-    done = shell.run(
-        inside(namespace, [sys.executable, "-I", *program]),
-        env=shell.environment(),
-        timeout_s=PROBE_TIMEOUT_S,
-        stdin=json.dumps(order).encode(),
-        is_checked=False,
-    )
-    if done.exit_code not in {ACCEPTED, REFUSED}:
-        raise OutsideError(f"{host}:{port} could not be asked: {done.error_text[-300:]}")
-    return done.exit_code
-
-
-def _need(is_so: bool, role: str, host: str, rotation: Rotation, *, is_new: bool = True) -> None:
-    if is_so:
-        return
-    entry, problem = (rotation.new, "is not in use") if is_new else (rotation.old, "is still good")
-    raise ToolkitError(
-        f"version {entry.version} of {rotation.name} {problem} at {role} {host}",
-        hint=_ways_on(rotation),
-    )
-
-
-def _ways_on(rotation: Rotation) -> str:
-    again = f"run the same command again to go on with version {rotation.new.version}"
-    if rotation.is_back:
-        return again
-    return f"{again}, or with --back to return to the value before where this one does not work"
-
-
-def _proof(role: str, place: str, what: str) -> dict[str, str]:
-    return {"role": role, "place": place, "observed": what}
 
 
 def _program(spec: SecretSpec) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 
-from toolkit.ledger.ledger import Ledger
+from toolkit.ledger.ledger import Ledger, MachineRecord
 from toolkit.ports import (
     Balancer,
     HookRunner,
@@ -59,6 +59,10 @@ class Site:
     progress: Progress
     sweepers: Sequence[Callable[[], None]] = ()
     remove_runtime: Callable[[], None] = lambda: None
+
+    def members(self, role: str) -> list[MachineRecord]:
+        """Return a role's machines that are meant to be in its pool, the latest one last."""
+        return self.ledger.members(self.environment.name, role)
 
     @contextmanager
     def held(self, doing: str, *, wait_s: float = 0.0) -> Iterator[Lease]:
