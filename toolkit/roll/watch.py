@@ -7,6 +7,12 @@ from dataclasses import dataclass
 
 from toolkit.model import Counters
 
+RESOLUTION_MS = 1.0
+"""Balancers count whole milliseconds: a time may be so much longer or shorter than they say.
+
+HAProxy cuts off the rest of each and rounds the average up (2.6, `swrate_avg`).
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
@@ -16,7 +22,8 @@ class Thresholds:
         max_error_percent: Share of requests that failed: 5xx answers, broken or refused
             connections.
         min_requests: Requests before the share means anything.
-        max_response_ratio: Average response time against the old machines'; 0 for any.
+        max_response_ratio: Average response time against the old machines', as far as the balancer
+            can tell them apart; 0 for any.
     """
 
     max_error_percent: float
@@ -79,7 +86,8 @@ def judge(
     theirs = response_ms(now, old) if compared >= thresholds.min_requests else reference_ms
     if ratio and requests >= thresholds.min_requests:
         mine = response_ms(now, new)
-        if theirs and mine > ratio * theirs:
+        # Beyond doubt: with answers of a millisecond the next number is twice as much.
+        if theirs and mine - RESOLUTION_MS > ratio * (theirs + RESOLUTION_MS):
             return f"answers take {mine:.0f} ms, {mine / theirs:.1f} times as long as the old ones'"
     return None
 
