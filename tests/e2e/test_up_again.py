@@ -34,6 +34,18 @@ def test_up_is_harmless_when_all_is_well(site):
     assert site.get().status_code == 200
 
 
+def test_status_tells_of_an_environment_that_the_project_has_no_more(site):
+    directory = site.project.root / "inventories" / site.environment
+    hidden = directory.rename(site.project.root / site.environment)
+    try:
+        answer = site.toolkit.run("status")
+    finally:
+        hidden.rename(directory)
+    assert answer.exit_code == 0
+    assert answer.data == []
+    assert f"then 'toolkit down {site.environment}'" in answer.stderr
+
+
 def test_a_killed_balancer_comes_back_with_its_pools(site):
     machines, snapshots = site.machines(), site.snapshots()
     kill_balancer(site)

@@ -382,6 +382,7 @@ class FakeSwitch:
     def __init__(self) -> None:
         self.is_on = True
         self.has_newest = True
+        self.has_definition = True
         self.renewals = 0
 
     def up(self) -> None:
@@ -406,7 +407,7 @@ class FakeSwitch:
         return self.has_newest
 
     def is_configured(self) -> bool:
-        return self.is_on
+        return self.has_definition
 
     def renew(self) -> None:
         self.renewals += 1

@@ -884,6 +884,39 @@ def test_machines_may_take_as_long_to_end_as_their_role_says(
     assert fake.site.environment.stop_s("gone") == 20.0
 
 
+def test_machines_of_a_role_that_is_gone_are_told_of_and_removed(fake: FakeSite) -> None:
+    roll(fake, 1)
+    names = sorted(fake.provider.found)
+    environment = replace(fake.site.environment, deployments={})
+    site = replace(fake.site, environment=environment, pools={})
+    fake.balancer.has_definition = False
+    [told, changed] = drift(site)
+    assert f"{', '.join(names)} belong to roles that test has no more" in told
+    assert "another configuration" in changed
+    # They may be serving, until the balancer has been told.
+    assert retire(site, is_dry_run=False) == []
+    fake.balancer.has_definition = True
+    assert sorted(retire(site, is_dry_run=True)) == names
+    assert sorted(fake.provider.found) == names
+    assert sorted(retire(site, is_dry_run=False)) == names
+    assert fake.provider.found == {}
+    assert drift(site) == []
+
+
+def test_a_roll_does_not_begin_while_the_balancer_is_of_another_mind(fake: FakeSite) -> None:
+    roll(fake, 1)
+    fake.balancer.has_definition = False
+    with pytest.raises(ConfigurationError, match="another configuration") as caught:
+        roll(fake, 2)
+    assert "'toolkit up test'" in (caught.value.hint or "")
+    assert serving(fake) == [image(fake, 1)] * 2
+    fake.balancer.has_definition = True
+    roll(fake, 2)
+    # The way back is open all the same.
+    fake.balancer.has_definition = False
+    assert command.roll_back(fake.site, "app", None).outcome == "rolled"
+
+
 def test_machine_in_maintenance_that_ends_stays_out_too(fake: FakeSite) -> None:
     roll(fake, 1)
     held = fake.site.ledger.machines("test")[0]

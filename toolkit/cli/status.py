@@ -29,7 +29,16 @@ def status(context: Context, environments: tuple[str, ...]) -> None:
 
     context.need_root()
     states: list[dict[str, Any]] = []
-    for name in environments or environment_names(context.project):
+    names = environment_names(context.project)
+    if not environments:
+        with wiring.open_ledger(context.state, is_looking=True) as ledger:
+            gone = [one for one in ledger.environments() if one not in names and ledger.is_up(one)]
+        for name in gone:
+            context.progress.note(
+                f"{name} is up, and the project has no such environment: bring its directory "
+                f"{context.project.root / 'inventories' / name} back, then 'toolkit down {name}'"
+            )
+    for name in environments or names:
         with wiring.open_site(context, name, is_looking=True) as site:
             if environments or site.ledger.is_up(name):
                 states += [observe(site, role) for role in site.environment.deployments]

@@ -81,6 +81,16 @@ def drift(site: Site) -> list[str]:
             "the balancer serves an older certificate than its vault has: "
             f"'toolkit up {name}' takes the new one up"
         )
+    gone = [
+        record.name
+        for record in site.ledger.machines(name)
+        if record.role not in site.environment.deployments
+    ]
+    if gone:
+        sentences.append(
+            f"{', '.join(gone)} belong to roles that {name} has no more: 'toolkit up {name}', and "
+            "then 'toolkit gc' removes them"
+        )
     if has_balancer and not site.balancer.is_configured():
         sentences.append(
             "the balancer runs with another configuration than the project has now: "
