@@ -24,8 +24,8 @@ RAM_ROOT = Path("/dev/shm")  # noqa: S108 - a RAM file system on every Linux hos
 RAM_FILE_SYSTEMS = {"tmpfs", "ramfs"}
 RUNTIME_ROOT = Path("/run/toolkit")
 
-_MARKS = {"bake.lock", "environments", "ledger.db", "secret-versions.json", "service", "store"}
-"""What tells a state directory from another; one of these is in it as soon as anything is."""
+_MARKS = {"bake.lock", "environments", "ledger.db", "secret-versions.json", "store"}
+"""What tells a state directory from another; one of these is in it as soon as much else is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -884,6 +884,23 @@ def test_machines_may_take_as_long_to_end_as_their_role_says(
     assert fake.site.environment.stop_s("gone") == 20.0
 
 
+@pytest.mark.parametrize("take_up", [command.resume, command.abort])
+def test_a_roll_of_a_role_that_is_gone_says_what_can_be_done(fake: FakeSite, take_up) -> None:
+    roll(fake, 1)
+    cut_short(fake, 2, at="register after")
+    machines = dict(fake.provider.found)
+    environment = replace(fake.site.environment, deployments={})
+    site = replace(fake.site, environment=environment, pools={})
+    with pytest.raises(ConfigurationError, match="a roll of app, which test has no more") as caught:
+        take_up(site)
+    assert "toolkit.yml" in (caught.value.hint or "")
+    assert retire(site, is_dry_run=False) == []
+    assert fake.provider.found == machines
+    [result] = take_up(fake.site)
+    assert result.error is None or take_up is command.abort
+    assert fake.site.ledger.unfinished_rolls("test") == []
+
+
 def test_machines_of_a_role_that_is_gone_are_told_of_and_removed(fake: FakeSite) -> None:
     roll(fake, 1)
     names = sorted(fake.provider.found)

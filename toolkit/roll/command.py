@@ -345,7 +345,13 @@ def _conclude(
 
 
 def _restore_order(site: Site, record: RollRecord) -> RollOrder:
-    need_role(site, record.role)
+    environment = site.environment
+    if record.role not in environment.deployments:
+        raise ConfigurationError(
+            f"{record.id} is a roll of {record.role}, which {environment.name} has no more",
+            hint=f"bring it back in {environment.directory / 'toolkit.yml'} until the roll has "
+            f"ended; 'toolkit down {environment.name}' ends the roll too, with everything else",
+        )
     data: Mapping[str, Any] = record.order
     return make_order(
         site,
