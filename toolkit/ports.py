@@ -85,9 +85,6 @@ class Balancer(Protocol):
     def is_current(self) -> bool:
         """Whether it has the newest credentials of its own that were seen here."""
 
-    def is_configured(self) -> bool:
-        """Whether it runs with the configuration that the environment's definition gives now."""
-
     def renew(self) -> None:
         """Take up credentials of its own that have changed; no connection notices."""
 

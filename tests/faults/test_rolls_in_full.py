@@ -239,34 +239,6 @@ def test_a_stateful_roll_that_is_killed_between_two_machines(site, way_on):
     assert len(site.machines()) == 3
 
 
-@pytest.mark.parametrize("change", [{"port": 8087}, {"health": "/alive"}])
-def test_what_the_balancer_must_know_is_taken_up_before_a_roll(site, change):
-    """Machines that serve go on as they are, under their old port too."""
-    settle(site, "v1")
-    before = serving(site)
-    words = ("roll", site.environment, "echo", "--image", site.image("v2", "echo"))
-    with service_of(site, change):
-        [told] = json_notes(site.toolkit.run("status", site.environment))
-        assert f"'toolkit up {site.environment}' takes it up" in told
-        for refused in (words, ("plan", *words[1:])):
-            answer = site.toolkit.run(*refused)
-            assert answer.exit_code == 2
-            assert "another configuration" in answer.error["error"]
-            assert f"toolkit up {site.environment}" in answer.error["hint"]
-        assert serving(site) == before
-
-        site.toolkit.result("up", site.environment)
-        assert json_notes(site.toolkit.run("status", site.environment)) == []
-        assert serving(site) == before
-        assert site.get().headers["X-Version"] == "1"
-        # The application listens where it was baked to.
-        if "port" not in change:
-            assert site.toolkit.result(*words)["outcome"] == "rolled"
-            assert site.get().headers["X-Version"] == "2"
-    site.toolkit.result("up", site.environment)
-    assert site.get().status_code == 200
-
-
 def test_a_dead_machine_is_drift_too(site):
     settle(site, "v1")
     name = serving(site)[0]

@@ -382,7 +382,6 @@ class FakeSwitch:
     def __init__(self) -> None:
         self.is_on = True
         self.has_newest = True
-        self.has_definition = True
         self.renewals = 0
 
     def up(self) -> None:
@@ -405,9 +404,6 @@ class FakeSwitch:
 
     def is_current(self) -> bool:
         return self.has_newest
-
-    def is_configured(self) -> bool:
-        return self.has_definition
 
     def renew(self) -> None:
         self.renewals += 1

@@ -1,5 +1,6 @@
 """What became of rolls that went wrong, with everything but the machines real."""
 
+import errno
 import ipaddress
 import itertools
 import json
@@ -901,37 +902,64 @@ def test_a_roll_of_a_role_that_is_gone_says_what_can_be_done(fake: FakeSite, tak
     assert fake.site.ledger.unfinished_rolls("test") == []
 
 
-def test_machines_of_a_role_that_is_gone_are_told_of_and_removed(fake: FakeSite) -> None:
+def test_machines_of_a_role_that_is_gone_are_told_of(fake: FakeSite) -> None:
     roll(fake, 1)
     names = sorted(fake.provider.found)
     environment = replace(fake.site.environment, deployments={})
     site = replace(fake.site, environment=environment, pools={})
-    fake.balancer.has_definition = False
-    [told, changed] = drift(site)
+    [told] = drift(site)
     assert f"{', '.join(names)} belong to roles that test has no more" in told
-    assert "another configuration" in changed
-    # They may be serving, until the balancer has been told.
-    assert retire(site, is_dry_run=False) == []
-    fake.balancer.has_definition = True
-    assert sorted(retire(site, is_dry_run=True)) == names
-    assert sorted(fake.provider.found) == names
-    assert sorted(retire(site, is_dry_run=False)) == names
-    assert fake.provider.found == {}
-    assert drift(site) == []
+    assert sorted(take_down(site)) == names
+    assert drift(site) == ["the balancer does not run: 'toolkit up' starts it"]
 
 
-def test_a_roll_does_not_begin_while_the_balancer_is_of_another_mind(fake: FakeSite) -> None:
+def test_a_warm_machine_that_hangs_is_no_quick_way_back(make) -> None:
+    fake = make(strategy="blue-green", keep_warm_s=600.0)
     roll(fake, 1)
-    fake.balancer.has_definition = False
-    with pytest.raises(ConfigurationError, match="another configuration") as caught:
-        roll(fake, 2)
-    assert "'toolkit up test'" in (caught.value.hint or "")
-    assert serving(fake) == [image(fake, 1)] * 2
-    fake.balancer.has_definition = True
+    ill = fake.site.ledger.machines("test")[0]
     roll(fake, 2)
-    # The way back is open all the same.
-    fake.balancer.has_definition = False
-    assert command.roll_back(fake.site, "app", None).outcome == "rolled"
+    fake.world.answering.discard(ill.address)
+    fake.pool.targets()
+    result = command.roll_back(fake.site, "app", None)
+    assert result.outcome == "rolled"
+    assert ill.name not in result.machines
+    assert serving(fake) == [image(fake, 1)] * 2
+
+
+def test_no_more_warm_machines_return_than_are_configured(make) -> None:
+    fake = make(strategy="blue-green", keep_warm_s=600.0)
+    roll(fake, 1)
+    roll(fake, 2)
+    app = replace(fake.site.environment.deployments["app"], machines=1)
+    environment = replace(fake.site.environment, deployments={"app": app})
+    site = replace(fake.site, environment=environment)
+    result = command.roll_back(site, "app", None)
+    assert result.outcome == "rolled"
+    assert len(fake.pool.serving()) == 1
+
+
+@pytest.mark.parametrize("strategy", ["rolling", "stateful"])
+@pytest.mark.parametrize("effect", ["launch", "register", "admit"])
+def test_an_error_of_the_system_is_undone_like_any_other(
+    make, monkeypatch: pytest.MonkeyPatch, strategy: str, effect: str
+) -> None:
+    fake = make(strategy=strategy, machines=1)
+    roll(fake, 1)
+    target = fake.provider if effect == "launch" else fake.pool
+    act, calls = getattr(target, effect), []
+
+    def fails_once(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return act(*arguments)
+
+    monkeypatch.setattr(target, effect, fails_once)
+    result = roll(fake, 2)
+    assert isinstance(result.error, ToolkitError)
+    assert f"{effect}: No space left on device" in result.error.message
+    assert serving(fake) == [image(fake, 1)]
+    assert fake.site.ledger.unfinished_rolls("test") == []
 
 
 def test_machine_in_maintenance_that_ends_stays_out_too(fake: FakeSite) -> None:

@@ -17,8 +17,7 @@ def up(context: Context, environment: str, repair: bool, wait: float) -> None:
     """Start the network and the balancer of ENVIRONMENT.
 
     Machines that are meant to run, but do not (the host has restarted, say), start again from
-    their images and are admitted after their smoke tests. A running balancer takes up what was
-    changed of ports, health checks and public addresses; no request is lost. Safe to repeat.
+    their images and are admitted after their smoke tests. Safe to repeat.
 
     \b
     Example:

@@ -25,9 +25,8 @@ from toolkit.cli.context import Context, json_option, short, size, wait_option
 def gc(context: Context, dry_run: bool, keep: int, keep_snapshots: int, wait: float) -> None:
     """Remove what nothing refers to: old images and layers, machines past their warm window.
 
-    Also the older copies of volumes, machines that the ledger does not know, and those of roles
-    that their environment has no more. What runs otherwise, is warm, is needed by an unfinished
-    roll or is where a rollback would go is never touched.
+    Also the older copies of volumes, and machines that the ledger does not know. What runs, is
+    warm, is needed by an unfinished roll or is where a rollback would go is never touched.
 
     \b
     Example:

@@ -130,7 +130,7 @@ def plan(
       toolkit plan development web
     """
     from toolkit import wiring
-    from toolkit.roll.command import estimate, need_configured, need_up, plan_only
+    from toolkit.roll.command import estimate, need_up, plan_only
     from toolkit.roll.observe import unfinished
     from toolkit.roll.prepare import choose
 
@@ -139,7 +139,6 @@ def plan(
     with wiring.open_site(context, environment, is_looking=True) as site:
         chosen = choose(site, [role] if role else [], image, release)
         need_up(site)
-        need_configured(site)
         for sentence in unfinished(site):
             context.progress.note(sentence)
         orders = {name: plan_only(site, name, wanted) for name, wanted in chosen.items()}

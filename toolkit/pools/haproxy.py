@@ -78,14 +78,6 @@ class HaproxyProcess:
         master = self._running()
         return [] if master is None else [master.pid, *children(master.pid)]
 
-    def has_loaded(self, config_text: str) -> bool:
-        """Whether it runs with this configuration, by its own word.
-
-        Raises:
-            OutsideError: It does not answer.
-        """
-        return self._patiently(self._loaded_digest) == _digest(config_text)
-
     def ensure(self, config_text: str) -> None:
         """Have HAProxy run with this configuration; every slot stays as it is.
 

@@ -121,10 +121,6 @@ class LocalBalancer:
             return True
         return served >= (self._newest_version() or 0)
 
-    def is_configured(self) -> bool:
-        """Whether HAProxy's worker runs with the configuration that the definition gives now."""
-        return self._process.has_loaded(render(self.config))
-
     def evidence(self) -> Subject:
         """Gather what HAProxy's processes and files show, but for its certificate's own file."""
         spool = Spool(BALANCER)

@@ -107,21 +107,6 @@ def need_up(site: Site) -> None:
         raise ConfigurationError(f"{name} {state}", hint=f"run 'toolkit up {name}'")
 
 
-def need_configured(site: Site) -> None:
-    """Refuse to bring a version out through a balancer that does not know how to speak to it.
-
-    Raises:
-        ConfigurationError: Ports, protocols, health checks or public addresses have changed since
-            the environment was brought up last.
-    """
-    if not site.balancer.is_configured():
-        name = site.environment.name
-        raise ConfigurationError(
-            f"the balancer of {name} runs with another configuration than the project has now",
-            hint=f"run 'toolkit up {name}' to take it up, then roll",
-        )
-
-
 def test_live(site: Site, role: str | None) -> list[SmokeCheck]:
     """Run the smoke tests against the machines that run; one that is meant to and is gone fails.
 
@@ -183,7 +168,6 @@ def roll_role(site: Site, role: str, wanted: Wanted, *, wait_s: float = 0.0) -> 
     interrupt.check(NOT_BEGUN)
     with site.held(f"a roll of {role}", wait_s=wait_s) as held:
         need_settled(site)
-        need_configured(site)
         # It was chosen before the lease was held: `gc` may have removed it since.
         site.images.image(wanted.image.digest)
         remove_orphans(site, held.ledger)

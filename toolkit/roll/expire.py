@@ -18,7 +18,7 @@ from toolkit.roll.site import Site
 
 
 def retire(site: Site, *, is_dry_run: bool, wait_s: float = 0.0) -> list[str]:
-    """Remove machines past their warm window, of roles that are gone, and such as nothing knows.
+    """Remove machines past their warm window and machines that nothing knows.
 
     An environment with an unfinished roll is left alone: resuming may need what it has.
 
@@ -118,7 +118,7 @@ def _find_retired(site: Site) -> list[str]:
 
 
 def _find_expired(site: Site) -> list[MachineRecord]:
-    """Return the warm machines whose window has passed or that have ended, and those of no role."""
+    """Return the warm machines whose window has passed, or that have ended."""
     name = site.environment.name
     if site.ledger.unfinished_rolls(name):
         return []
@@ -128,20 +128,7 @@ def _find_expired(site: Site) -> list[MachineRecord]:
         one
         for one in site.ledger.machines(name)
         if one.is_warm and ((one.warm_until or 0.0) <= now or one.name not in running)
-    ] + _find_without_role(site)
-
-
-def _find_without_role(site: Site) -> list[MachineRecord]:
-    """Return machines of roles that the environment has no more, once its balancer knows that."""
-    environment = site.environment
-    gone = [
-        one
-        for one in site.ledger.machines(environment.name)
-        if one.role not in environment.deployments
     ]
-    # Until then they serve, and whoever took the role out may have meant something else.
-    has_let_go = site.balancer.is_running() and site.balancer.is_configured()
-    return gone if gone and has_let_go else []
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from toolkit import faults
 from toolkit.clock import Instant
-from toolkit.errors import ToolkitError
+from toolkit.errors import OutsideError, ToolkitError
 from toolkit.ledger.ledger import Ledger
 
 INTENT, DONE, FAILED = "effect.intent", "effect.done", "effect.failed"
@@ -42,6 +42,9 @@ class Journal:
 
         Yields:
             A dictionary for what the body observed.
+
+        Raises:
+            OutsideError: The body met an error of the operating system's.
         """
         intent = {"effect": name, **data}
         self._append(INTENT, intent)
@@ -50,10 +53,14 @@ class Journal:
         began = time.monotonic()
         try:
             yield observed
-        except ToolkitError as error:
-            failed = {**intent, **observed, "error": error.message}
-            self._append(FAILED, failed)
-            raise
+        except (ToolkitError, OSError) as error:
+            # A full disk, say, or a socket that is gone: the world outside, and no bug.
+            outside = f"{name}: {error.strerror or error}" if isinstance(error, OSError) else ""
+            message = error.message if isinstance(error, ToolkitError) else outside
+            self._append(FAILED, {**intent, **observed, "error": message})
+            if isinstance(error, ToolkitError):
+                raise
+            raise OutsideError(message) from error
         faults.reach(self._scope, name, "acted")
         seconds = round(time.monotonic() - began, 3)
         self._append(DONE, {**intent, **observed, "seconds": seconds})

@@ -88,13 +88,8 @@ def drift(site: Site) -> list[str]:
     ]
     if gone:
         sentences.append(
-            f"{', '.join(gone)} belong to roles that {name} has no more: 'toolkit up {name}', and "
-            "then 'toolkit gc' removes them"
-        )
-    if has_balancer and not site.balancer.is_configured():
-        sentences.append(
-            "the balancer runs with another configuration than the project has now: "
-            f"'toolkit up {name}' takes it up"
+            f"{', '.join(gone)} belong to roles that {name} has no more; they run on until "
+            f"'toolkit down {name}'"
         )
     return sentences + unfinished(site)
 

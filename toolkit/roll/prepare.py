@@ -164,6 +164,9 @@ def prepare_return(
         roll_id: Name of the roll.
     """
     running = running_names(site.provider.machines())
+    # One that hangs runs too; its place is checked although it is drained.
+    ill = {target.address for target in site.pools[role].targets() if not target.is_healthy}
+    count = site.environment.deployments[role].machines
     warm = [
         one
         for one in site.ledger.machines(site.environment.name, role)
@@ -171,8 +174,9 @@ def prepare_return(
         and one.image == image
         and one.inputs == inputs.digest
         and one.name in running
-    ]
-    if len(warm) < site.environment.deployments[role].machines:
+        and one.address not in ill
+    ][:count]
+    if len(warm) < count:
         return None
     old = _old_machines(site, role)
     plan = plan_return(

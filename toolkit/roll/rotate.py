@@ -25,7 +25,7 @@ from toolkit.ledger.ledger import RollRecord
 from toolkit.model import running_names
 from toolkit.progress import step
 from toolkit.project.model import SecretSpec
-from toolkit.roll.command import NOT_BEGUN, abort, need_configured, need_up, resume, roll_role
+from toolkit.roll.command import NOT_BEGUN, abort, need_up, resume, roll_role
 from toolkit.roll.journal import Journal
 from toolkit.roll.lease import Lease
 from toolkit.roll.observe import need_settled
@@ -100,7 +100,6 @@ def start(
     interrupt.check(NOT_BEGUN)
     with site.held(f"the beginning of a rotation of {name}", wait_s=wait_s) as held:
         need_up(site)
-        need_configured(site)
         is_under_way = _is_under_way(site, name)
         if not is_under_way or not all(_is_own(one, roles) for one in _unfinished(site)):
             need_settled(site)
