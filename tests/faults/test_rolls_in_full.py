@@ -3,8 +3,7 @@
 import json
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 import yaml
@@ -125,27 +124,18 @@ def json_notes(answer) -> list[str]:
     return [json.loads(line)["step"] for line in answer.stderr.splitlines()]
 
 
-@contextmanager
-def service_of(site: EchoSite, change: Mapping[str, object]) -> Iterator[None]:
-    """Have the service's definition say something else of `echo`."""
-    service = site.project.root / "service.yml"
-    text = service.read_text()
-    document = yaml.safe_load(text)
-    document["roles"]["echo"].update(change)
-    service.write_text(yaml.safe_dump(document))
-    try:
-        yield
-    finally:
-        service.write_text(text)
-
-
 @pytest.fixture
 def hooks(site: EchoSite):
     """A playbook before traffic and one after; both run in the first new machine."""
+    service = site.project.root / "service.yml"
+    text = service.read_text()
+    document = yaml.safe_load(text)
+    document["roles"]["echo"]["hooks"] = {"before": "before.yml", "after": "after.yml"}
+    service.write_text(yaml.safe_dump(document))
     for name in ("before", "after"):
         (site.project.root / "playbooks" / f"{name}.yml").write_text(HOOK.format(name=name))
-    with service_of(site, {"hooks": {"before": "before.yml", "after": "after.yml"}}):
-        yield
+    yield
+    service.write_text(text)
 
 
 @pytest.mark.parametrize(

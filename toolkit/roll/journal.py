@@ -53,14 +53,14 @@ class Journal:
         began = time.monotonic()
         try:
             yield observed
-        except (ToolkitError, OSError) as error:
+        except ToolkitError as error:
+            self._append(FAILED, {**intent, **observed, "error": error.message})
+            raise
+        except OSError as error:
             # A full disk, say, or a socket that is gone: the world outside, and no bug.
-            outside = f"{name}: {error.strerror or error}" if isinstance(error, OSError) else ""
-            message = error.message if isinstance(error, ToolkitError) else outside
-            self._append(FAILED, {**intent, **observed, "error": message})
-            if isinstance(error, ToolkitError):
-                raise
-            raise OutsideError(message) from error
+            outside = OutsideError(f"{name}: {error.strerror or error}")
+            self._append(FAILED, {**intent, **observed, "error": outside.message})
+            raise outside from error
         faults.reach(self._scope, name, "acted")
         seconds = round(time.monotonic() - began, 3)
         self._append(DONE, {**intent, **observed, "seconds": seconds})
