@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from toolkit.canonical import add_file
 from toolkit.errors import ConfigurationError
 from toolkit.project.model import Project
 
@@ -72,10 +73,10 @@ def digest_directory(root: Path, directory: str, excluded: tuple[str, ...] = ())
     total = hashlib.sha256()
     for name, path in sorted(_files(root, root / directory, excluded)):
         if path.is_symlink():
-            _add(total, "link", name, os.fsencode(path.readlink()))
+            add_file(total, "link", name, os.fsencode(path.readlink()))
         if path.is_file():
             is_executable = path.stat().st_mode & 0o100
-            _add(total, "exec" if is_executable else "file", name, path.read_bytes())
+            add_file(total, "exec" if is_executable else "file", name, path.read_bytes())
     return total.hexdigest()
 
 
@@ -108,12 +109,6 @@ def _hooks(project: Project) -> tuple[str, ...]:
         hook for one in project.roles.values() for hook in (one.before_hook, one.after_hook) if hook
     }
     return tuple(sorted(hooks))
-
-
-def _add(total: hashlib._Hash, kind: str, name: str, content: bytes) -> None:
-    head = f"{kind} {len(name)} {name} {len(content)}\n"
-    # A file's name need not be UTF-8.
-    total.update(os.fsencode(head) + content)
 
 
 def _files(root: Path, top: Path, excluded: tuple[str, ...]) -> Iterator[tuple[str, Path]]:

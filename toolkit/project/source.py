@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit import shell
+from toolkit.canonical import add_file
 from toolkit.errors import ConfigurationError, LeaseHeld, NotFound
 from toolkit.project.load import is_url
 from toolkit.state import exclusive
@@ -185,7 +186,7 @@ def digest_files(directory: Path, names: Sequence[str]) -> str:
             kind, content = "link", os.fsencode(path.readlink())
         else:
             kind, content = ("exec" if mode & 0o100 else "file"), path.read_bytes()
-        total.update(os.fsencode(f"{kind} {len(name)} {name} {len(content)}\n") + content)
+        add_file(total, kind, name, content)
     return total.hexdigest()
 
 
