@@ -9,6 +9,7 @@
     ├── BakeFailed              1  a role did not apply, or its result could not be sealed
     ├── SmokeTestsFailed        4  new machines failed their tests; the pool never heard of them
     ├── RolledBack              5  the new version was taken out again
+    ├── DoesBadly               1  new machines fail under traffic; it leads to a RolledBack
     ├── LeaseHeld               6  somebody else is changing the environment
     ├── UnfinishedRoll          1  a roll was cut short; it must be resumed or aborted first
     └── Interrupted           130  the operator pressed Ctrl-C
@@ -75,6 +76,10 @@ class RolledBack(ToolkitError):
     """A roll was undone after its machines had been registered."""
 
     exit_code = 5
+
+
+class DoesBadly(ToolkitError):
+    """New machines fail while they are watched under traffic: keeping them is no capacity."""
 
 
 class UnfinishedRoll(ToolkitError):

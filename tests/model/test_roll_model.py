@@ -34,7 +34,7 @@ from toolkit.ledger import tables
 from toolkit.ledger.database import open_ledger
 from toolkit.model import MachineState
 from toolkit.project.model import Canary, Soak
-from toolkit.roll import command, effects, expire, journal, lease, lifecycle, prepare, run
+from toolkit.roll import command, conduct, effects, expire, journal, lease, lifecycle, prepare, run
 from toolkit.roll.observe import drift
 from toolkit.roll.prepare import Wanted
 
@@ -44,7 +44,7 @@ TEN_YEARS_S = 10 * 365 * 86400.0
 DEAD_PROCESS = "999999999 1 00000000-0000-0000-0000-000000000000"
 
 RULES = int(os.environ.get("MODEL_RULES", "40"))
-EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "260"))
+EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "300"))
 
 SEEN: Counter[str] = Counter()
 """What the runs came across, for the last line of the report."""
@@ -76,13 +76,13 @@ class Clock:
         self.while_sleeping()
 
 
-TIMED = (clock_module, ledger_module, command, effects, journal, lease, prepare, run)
+TIMED = (clock_module, ledger_module, command, conduct, effects, journal, lease, prepare, run)
 
 trouble = st.one_of(
     st.none(),
     st.tuples(
         st.sampled_from(
-            ["kill", "kill", "kill", "die", "balancer", "contend", "take over", "clock"]
+            ["kill", "kill", "kill", "die", "hang", "balancer", "contend", "take over", "clock"]
         ),
         st.integers(1, 70),
         st.integers(0, 5),
@@ -173,10 +173,30 @@ class RollModel(RuleBasedStateMachine):
     @precondition(lambda self: self.pending)
     @rule(is_abort=st.booleans(), trouble=trouble)
     def take_up(self, is_abort: bool, trouble) -> None:
+        # One that hung before the roll and that this has not touched is for `up --repair`.
+        is_ill = self._has_hanging()
         results = self._operate("take up", trouble, lambda: self._take_up(is_abort))
-        if results and not self.has_trouble and not any(one.error for one in results):
+        if (
+            not is_ill
+            and results
+            and not self.has_trouble
+            and not any(one.error for one in results)
+        ):
             assert len(self.fake.pool.serving()) == self.size
             assert drift(self.fake.site) == []
+
+    @precondition(lambda self: self.pending)
+    @rule(version=st.integers(0, 2), trouble=trouble)
+    def leave_and_roll(self, version: int, trouble) -> None:
+        """What is left serves on, of both versions, until the next roll replaces it."""
+        self._operate("leave", trouble, lambda: command.leave(self.fake.site))
+        if self.pending:
+            return
+        self.fake.smoke.bad_images.clear()
+        self.load_errors = {}
+        result = self._operate("roll", None, lambda: self._roll(self.images[version]))
+        assert result.outcome in {"rolled", "unchanged"}, result.error
+        assert len(self.fake.pool.serving()) == self.deployment.machines
 
     @precondition(lambda self: not self.pending)
     @rule(is_abort=st.booleans())
@@ -204,7 +224,12 @@ class RollModel(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 5))
     def machine_dies(self, which: int) -> None:
-        self._let_one_die(which)
+        self._let_one_fail(which, lambda machine: self.fake.provider.end(machine.name))
+
+    @rule(which=st.integers(0, 5))
+    def machine_hangs(self, which: int) -> None:
+        answering = self.fake.world.answering
+        self._let_one_fail(which, lambda machine: answering.discard(machine.address))
 
     @rule(trouble=trouble)
     def host_restarts(self, trouble) -> None:
@@ -312,8 +337,11 @@ class RollModel(RuleBasedStateMachine):
         running = [one for one in rolls if one.outcome == "running"]
         assert len(running) <= 1
         self.pending = (running[0].previous, running[0].image) if running else None
-        last = next((one for one in rolls if one.outcome == "rolled"), None)
-        if last is not None:
+        last = next((one for one in rolls if one.outcome in {"rolled", "left"}), None)
+        if last is not None and last.outcome == "left":
+            members = self.ledger.members(ENVIRONMENT, ROLE)
+            self.serving, self.size = members[0].image if members else None, len(members)
+        elif last is not None:
             self.serving, self.size = last.image, len(last.order["plan"]["new"])
         if self.pending is None:
             self._check_order()
@@ -355,7 +383,7 @@ class RollModel(RuleBasedStateMachine):
         if kind == "take over" and not name.endswith(("acted", "committed")):
             # A holder that hangs between having asked and acting acts once more: see docs.
             return
-        if kind == "die" and name.startswith("drain "):
+        if kind in {"die", "hang"} and name.startswith("drain "):
             # Between having looked at what takes over and draining nothing can be known.
             return
         self.countdown = None
@@ -364,7 +392,10 @@ class RollModel(RuleBasedStateMachine):
         if kind == "kill":
             self._kill()
         elif kind == "die":
-            self._let_one_die(which)
+            self._let_one_fail(which, lambda machine: self.fake.provider.end(machine.name))
+        elif kind == "hang":
+            answering = self.fake.world.answering
+            self._let_one_fail(which, lambda machine: answering.discard(machine.address))
         elif kind == "balancer":
             self.fake.pool.is_reachable = False
         elif kind == "clock":
@@ -417,15 +448,15 @@ class RollModel(RuleBasedStateMachine):
     def _undisturbed(self):
         yield
 
-    def _let_one_die(self, which: int) -> None:
+    def _let_one_fail(self, which: int, fail) -> None:
         provider = self.fake.provider
         running = [m for m in provider.found.values() if m.state is not MachineState.STOPPED]
         if not running:
             return
         machine = sorted(running, key=lambda one: one.name)[which % len(running)]
         was_serving = machine.address in self.fake.pool.serving()
-        provider.end(machine.name)
-        SEEN["died"] += 1
+        fail(machine)
+        SEEN["failed machines"] += 1
         if was_serving:
             self.floor = min(self.floor, self._capacity())
 
@@ -450,6 +481,11 @@ class RollModel(RuleBasedStateMachine):
     def _has_dead(self) -> bool:
         found = self.fake.provider.found.values()
         return any(one.state is MachineState.STOPPED for one in found)
+
+    def _has_hanging(self) -> bool:
+        found = self.fake.provider.found.values()
+        running = {one.address for one in found if one.state is not MachineState.STOPPED}
+        return not running <= self.fake.world.answering
 
     def _images_of(self, addresses) -> set[str]:
         by_address = {one.address: one for one in self.fake.provider.found.values()}

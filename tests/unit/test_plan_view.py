@@ -5,7 +5,7 @@ from typing import cast
 import pytest
 
 from toolkit.cli.roll import PlanView
-from toolkit.roll.effects import RollOrder
+from toolkit.roll.order import RollOrder
 from toolkit.roll.past import Estimate
 from toolkit.roll.plan import RollPlan, RollPolicy, plan_return, plan_roll
 

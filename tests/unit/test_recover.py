@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,17 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from tests.support.fakes import FakePool, FakeSite, make_deployment, make_role, make_site
+from tests.support.fakes import FakePool, FakeSite, make_deployment, make_role
+from tests.support.rolls import (
+    Stop,
+    cut_short,
+    image,
+    kill,
+    roll,
+    roll_with_errors,
+    serving,
+    stop_at,
+)
 from toolkit import clock as clock_module
 from toolkit import faults
 from toolkit.cli.context import Context
@@ -32,95 +42,16 @@ from toolkit.errors import (
     UnfinishedRoll,
 )
 from toolkit.ledger import tables
-from toolkit.ledger.database import open_ledger
 from toolkit.ledger.ledger import MachineRecord
 from toolkit.model import Machine, MachineState, SmokeCheck, Target, TargetState
 from toolkit.project.model import Canary, Soak, Timeouts
 from toolkit.roll import command, effects, journal, prepare, rotate
+from toolkit.roll.conduct import RollResult
 from toolkit.roll.downtime import downtime_s
 from toolkit.roll.expire import retire
 from toolkit.roll.lifecycle import bring_up, take_down
 from toolkit.roll.observe import drift, observe
-from toolkit.roll.prepare import Wanted
 from toolkit.roll.recover import find_drift, find_orphans, remove_orphans
-
-
-class Stop(BaseException):
-    """The process is gone."""
-
-
-class Clock:
-    """Stands in for `time` while machines are watched: sleeping sends requests."""
-
-    def __init__(self, fake: FakeSite) -> None:
-        self._fake, self._now = fake, 0.0
-
-    def time(self) -> float:
-        return 1e9 + self._now
-
-    def monotonic(self) -> float:
-        return self._now
-
-    def sleep(self, seconds: float) -> None:
-        self._now += seconds
-        for _ in range(40):
-            self._fake.pool.send()
-
-
-@pytest.fixture
-def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
-    ledger = open_ledger(tmp_path / "ledger.db")
-
-    def make_one(**settings: object) -> FakeSite:
-        fake = make_site(ledger, make_deployment(**settings))
-        monkeypatch.setattr(effects, "time", Clock(fake))
-        return fake
-
-    yield make_one
-    ledger.close()
-
-
-@pytest.fixture
-def fake(make) -> FakeSite:
-    return make()
-
-
-def image(fake: FakeSite, version: int) -> str:
-    return list(reversed(fake.site.images.images()))[version - 1].digest
-
-
-def roll(fake: FakeSite, version: int) -> command.RollResult:
-    digest = image(fake, version)
-    wanted = Wanted(fake.site.images.image(digest), fake.site.images.release_of(digest))
-    return command.roll_role(fake.site, "app", wanted)
-
-
-def serving(fake: FakeSite) -> list[str]:
-    """Return the images that serve, one for each machine."""
-    found = {one.address: one.image for one in fake.provider.found.values()}
-    return sorted(found[address] for address in fake.pool.serving())
-
-
-def cut_short(fake: FakeSite, version: int, *, at: str, times: int = 1) -> None:
-    """Begin a roll and let its process disappear at a moment of the world."""
-    kill(fake, lambda: roll(fake, version), at=at, times=times)
-
-
-def kill(fake: FakeSite, act: Callable[[], object], *, at: str, times: int = 1) -> None:
-    """Let the process that does something disappear at a moment of the world."""
-    left = times
-
-    def stop(name: str) -> None:
-        nonlocal left
-        if name == at:
-            left -= 1
-            if left == 0:
-                raise Stop
-
-    fake.world.at = stop
-    with pytest.raises(Stop):
-        act()
-    fake.world.at = lambda _name: None
 
 
 def test_version_that_fails_its_tests_is_discarded_unheard_of(fake: FakeSite) -> None:
@@ -180,18 +111,6 @@ def test_version_that_fails_under_load_is_taken_out(
     assert (watched["errors"] > 0) == (share > 0)
 
 
-def roll_with_errors(fake: FakeSite, version: int, share: float) -> command.RollResult:
-    """Roll to a version whose machines answer a share of their requests with errors."""
-    known = set(fake.world.answering)
-
-    def spoil(name: str) -> None:
-        for address in fake.world.answering - known:
-            fake.world.error_share[address] = share
-
-    fake.world.at = spoil
-    return roll(fake, version)
-
-
 @pytest.mark.parametrize("strategy", ["blue-green", "canary"])
 def test_version_that_answers_slowly_is_taken_out(make, strategy: str) -> None:
     """In a soak too, where the old machines serve no more."""
@@ -231,7 +150,7 @@ def test_canary_that_has_passed_is_not_made_small_again(make) -> None:
 @pytest.mark.parametrize("by_hand", ["deregister", "hold"])
 @pytest.mark.parametrize("act", [command.abort, command.resume])
 def test_place_that_was_changed_by_hand_does_not_keep_a_roll_from_its_end(
-    make, act: Callable[..., list[command.RollResult]], by_hand: str
+    make, act: Callable[..., list[RollResult]], by_hand: str
 ) -> None:
     fake = make(strategy="blue-green", keep_warm_s=600.0, soak=Soak(10.0, 1.0, 50, 0.0))
     roll(fake, 1)
@@ -1185,16 +1104,6 @@ def test_time_between_two_starts_of_a_host_goes_by_the_wall_clock() -> None:
     assert clock_module.Instant(1100.0, 51.5, "a").since(before) == 1.5
     assert clock_module.Instant(1100.0, 51.5, "b").since(before) == 100.0
     assert clock_module.Instant(900.0, 51.5, "b").since(before) == 0.0
-
-
-def stop_at(wanted: str) -> Callable[[str, str, str], None]:
-    """Return a failpoint at which the process disappears."""
-
-    def reach(scope: str, effect: str, moment: str) -> None:
-        if f"{scope}.{effect}.{moment}" == wanted:
-            raise Stop
-
-    return reach
 
 
 def test_discarded_roll_ends_with_the_error_that_it_came_from(

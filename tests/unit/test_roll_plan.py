@@ -17,8 +17,8 @@ from toolkit.roll.plan import (
     plan_return,
     plan_roll,
     plan_to_data,
-    plan_undo,
 )
+from toolkit.roll.undo import WayBack, plan_undo
 
 E = Effect
 POOL_EFFECTS = {
@@ -41,6 +41,16 @@ def words(steps) -> list[str]:
 
 def introduced(names: str) -> list[str]:
     return [f"{e} {names}" for e in ("launch", "smoke", "register", "await-healthy", "admit")]
+
+
+def way_back(way: WayBack, ill: str = "") -> list[Step]:
+    """Return the steps of a way back in their order, with some found ill on it."""
+    arrival = [
+        *way.opening, *way.check, *way.arrival(ill), *plan_restore([*way.ended, *ill], ill=ill),
+    ]  # fmt: skip
+    if way.is_volume_first:
+        return [*way.departure, *arrival]
+    return [*arrival, *way.departure]
 
 
 def removed(names: str) -> list[str]:
@@ -119,7 +129,7 @@ def test_retired_machines_make_room_first() -> None:
 @pytest.mark.parametrize(("begun", "expected"), [(1, []), (2, ["deregister w,x", "destroy w,x"])])
 def test_retired_machines_that_have_left_the_pool_go(begun: int, expected: list[str]) -> None:
     plan = plan_roll(RollPolicy("blue-green"), old="a", new="b", retired="wx")
-    assert words(plan_undo(plan, plan.steps[:begun])) == expected
+    assert words(way_back(plan_undo(plan, plan.steps[:begun]))) == expected
 
 
 def test_way_back_to_warm_machines_is_tested_too() -> None:
@@ -143,32 +153,69 @@ LEFT = ["await-drained c,d", "deregister c,d", "destroy c,d"]
         (BLUE_GREEN, 1, "", ["destroy c,d"]),
         (BLUE_GREEN, 2, "", ["destroy c,d"]),
         (BLUE_GREEN, 3, "", ["drain c,d", *LEFT]),
-        (BLUE_GREEN, 5, "", ["drain c,d", *LEFT]),
-        (BLUE_GREEN, 5, "b", [*introduced("b"), "drain c,d", *LEFT]),
-        (BLUE_GREEN, 6, "", ["admit a,b", "await-healthy a,b", "drain c,d", *LEFT]),
+        (BLUE_GREEN, 4, "b", ["drain c,d", *LEFT]),
+        (BLUE_GREEN, 5, "", ["await-healthy a,b 5", "drain c,d", *LEFT]),
+        (BLUE_GREEN, 5, "b", ["await-healthy a 5", *introduced("b"), "drain c,d", *LEFT]),
+        (BLUE_GREEN, 6, "", ["admit a,b", "await-healthy a,b 5", "drain c,d", *LEFT]),
         (
             BLUE_GREEN, 6, "b",
-            ["admit a", "await-healthy a", *introduced("b"), "drain c,d", *LEFT],
+            ["admit a", "await-healthy a 5", *introduced("b"), "drain c,d", *LEFT],
         ),
         (
             BLUE_GREEN, 8, "",
-            ["register a,b", "await-healthy a,b", "admit a,b", "drain c,d", *LEFT],
+            ["register a,b", "await-healthy a,b 5", "admit a,b", "drain c,d", *LEFT],
         ),
         (BLUE_GREEN, 9, "ab", [*introduced("a,b"), "drain c,d", *LEFT]),
-        (STATEFUL, 1, "", ["admit a", "await-healthy a"]),
-        (STATEFUL, 3, "", ["register a", "await-healthy a", "admit a"]),
+        (STATEFUL, 1, "", ["admit a", "await-healthy a 5"]),
+        (STATEFUL, 3, "", ["register a", "await-healthy a 5", "admit a"]),
         (STATEFUL, 4, "a", introduced("a")),
         (
             STATEFUL, 9, "a",
             ["drain b", *removed("b"), *introduced("a")],
         ),
         (WARM, 1, "", []),
-        (WARM, 4, "", ["drain w", "keep-warm w 300"]),
-        (WARM, 5, "", ["admit a", "await-healthy a", "drain w", "keep-warm w 300"]),
+        (WARM, 4, "", ["await-healthy a 5", "drain w", "keep-warm w 300"]),
+        (WARM, 5, "", ["admit a", "await-healthy a 5", "drain w", "keep-warm w 300"]),
     ],
 )  # fmt: skip
 def test_undo(plan: RollPlan, begun: int, untested: str, expected: list[str]) -> None:
-    assert words(plan_undo(plan, plan.steps[:begun], untested=untested)) == expected
+    way = plan_undo(plan, plan.steps[:begun], untested=untested)
+    assert words(way_back(way)) == expected
+
+
+@pytest.mark.parametrize(
+    ("plan", "begun", "ill", "expected"),
+    [
+        (
+            BLUE_GREEN, 5, "a",
+            ["await-healthy a,b 5", "launch a anew", *introduced("a")[1:], "drain c,d", *LEFT],
+        ),
+        (
+            BLUE_GREEN, 6, "b",
+            ["admit a,b", "await-healthy a,b 5", "launch b anew", *introduced("b")[1:],
+             "drain c,d", *LEFT],
+        ),
+        (
+            BLUE_GREEN, 8, "b",
+            ["register a,b", "await-healthy a,b 5", "admit a", "launch b anew",
+             *introduced("b")[1:], "drain c,d", *LEFT],
+        ),
+        (
+            STATEFUL, 3, "a",
+            ["register a", "await-healthy a 5", "launch a anew", *introduced("a")[1:]],
+        ),
+    ],
+)  # fmt: skip
+def test_undo_starts_anew_what_hangs(
+    plan: RollPlan, begun: int, ill: str, expected: list[str]
+) -> None:
+    assert words(way_back(plan_undo(plan, plan.steps[:begun]), ill)) == expected
+
+
+def test_ended_and_ill_machines_are_restored_together() -> None:
+    assert words(plan_restore("abc", ill="b")) == [
+        "launch b anew", "launch a,c", *introduced("a,b,c")[1:],
+    ]  # fmt: skip
 
 
 def test_restoring_nobody_is_nothing() -> None:
@@ -268,8 +315,7 @@ def test_capacity_never_falls_going_back_from_anywhere(plan: RollPlan, data) -> 
     pool = Follower(plan)
     begun = plan.steps[: data.draw(st.integers(0, len(plan.steps)))]
     pool.follow(begun)
-    undo = plan_undo(plan, begun, untested=set(plan.old) - pool.running)
-    pool.follow(undo)
+    pool.follow(way_back(plan_undo(plan, begun, untested=set(plan.old) - pool.running)))
     assert pool.serving == set(plan.old)
     if plan.strategy != "warm":
         assert not pool.running & set(plan.new)
@@ -282,9 +328,11 @@ def test_going_back_may_be_cut_short_and_begun_again(plan: RollPlan, data) -> No
     begun = plan.steps[: data.draw(st.integers(0, len(plan.steps)))]
     pool.follow(begun)
     for _ in range(2):
-        undo = plan_undo(plan, begun, untested=set(plan.old) - (pool.running & pool.tested))
+        untested = set(plan.old) - (pool.running & pool.tested)
+        undo = way_back(plan_undo(plan, begun, untested=untested))
         pool.follow(undo[: data.draw(st.integers(0, len(undo)))])
-    pool.follow(plan_undo(plan, begun, untested=set(plan.old) - (pool.running & pool.tested)))
+    untested = set(plan.old) - (pool.running & pool.tested)
+    pool.follow(way_back(plan_undo(plan, begun, untested=untested)))
     assert pool.serving == set(plan.old)
 
 

@@ -13,6 +13,7 @@ from toolkit.ledger.database import open_ledger
 from toolkit.model import Secret
 from toolkit.project.model import SecretSpec
 from toolkit.roll import command, lease, rotate
+from toolkit.roll.conduct import RollResult
 from toolkit.roll.prepare import Wanted
 from toolkit.secrets.document import Entry
 from toolkit.secrets.rotate import Announce, Rotation
@@ -31,7 +32,7 @@ def fake(tmp_path: Path) -> Iterator[FakeSite]:
     ledger.close()
 
 
-def roll(fake: FakeSite, version: int) -> command.RollResult:
+def roll(fake: FakeSite, version: int) -> RollResult:
     image = list(reversed(fake.site.images.images()))[version - 1]
     return command.roll_role(fake.site, "app", Wanted(image, None))
 

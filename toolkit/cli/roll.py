@@ -11,8 +11,8 @@ import click
 from toolkit.cli.context import Context, json_option, short, wait_option
 
 if TYPE_CHECKING:
-    from toolkit.roll.command import RollResult
-    from toolkit.roll.effects import RollOrder
+    from toolkit.roll.conduct import RollResult
+    from toolkit.roll.order import RollOrder
     from toolkit.roll.past import Estimate
 
 

@@ -12,7 +12,7 @@ from toolkit.cli.roll import PlanView, emit_plans, emit_results, in_turn
 from toolkit.errors import ConfigurationError, NotFound
 
 if TYPE_CHECKING:
-    from toolkit.roll.command import RollResult
+    from toolkit.roll.conduct import RollResult
 
 ROLL_PREFIX = "roll-"
 
@@ -40,22 +40,28 @@ def resume(context: Context, what: str | None, wait: float) -> None:
 
 @click.command()
 @click.argument("what", required=False, metavar="[ENVIRONMENT|ROLL]")
+@click.option("--leave", is_flag=True, help="End it as it stands: what serves stays.")
 @wait_option
 @json_option
 @click.pass_obj
-def abort(context: Context, what: str | None, wait: float) -> None:
+def abort(context: Context, what: str | None, leave: bool, wait: float) -> None:
     """Go back from a roll that was cut short, to the version that served before.
 
     It is the one of ENVIRONMENT, or the one called ROLL; without either, the one there is.
+
+    With --leave, for when neither version can be had in full: machines that serve stay, of both
+    versions, all others go, and the next roll replaces those that stay.
 
     \b
     Example:
       toolkit abort
       toolkit abort production
+      toolkit abort production --leave
     """
     from toolkit.roll import command
 
-    _take_up(context, what, command.abort, doing="abort", wait_s=wait)
+    act = command.leave if leave else command.abort
+    _take_up(context, what, act, doing="abort", wait_s=wait)
 
 
 @click.command()

@@ -89,7 +89,8 @@ class RollRecord:
         image: Digest of the image rolled in.
         release: The release it belongs to.
         previous: Digest of the image that served before.
-        outcome: `running`, `rolled`, `discarded`, `rolled-back`, `unchanged` or `failed`.
+        outcome: `running`, `rolled`, `discarded`, `rolled-back`, `unchanged`, `left` or
+            `failed`.
         by: Who started it.
         started: Seconds since the epoch.
         ended: Seconds since the epoch, or None while it runs.

@@ -4,94 +4,48 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
 from toolkit import interrupt
-from toolkit.clock import Instant
 from toolkit.errors import (
     ConfigurationError,
-    Interrupted,
     LeaseHeld,
     ToolkitError,
 )
-from toolkit.ledger.ledger import MachineRecord, RollRecord, operator
 from toolkit.model import SmokeCheck
 from toolkit.roll import past
-from toolkit.roll.downtime import downtime_s
-from toolkit.roll.effects import Crew, RollOrder, RollReport
+from toolkit.roll.conduct import (
+    RollResult,
+    begin,
+    conclude,
+    need_role_of,
+    restore_order,
+    unchanged,
+)
+from toolkit.roll.ending import end_left
+from toolkit.roll.journal import Journal
 from toolkit.roll.lease import Lease
 from toolkit.roll.observe import need_settled
+from toolkit.roll.order import RollOrder, RollReport
 from toolkit.roll.past import Estimate
-from toolkit.roll.plan import plan_from_data, plan_to_data
 from toolkit.roll.prepare import (
     Wanted,
     choose,
     choose_previous,
     gather_inputs,
     is_current,
-    make_order,
     need_role,
     prepare_return,
     prepare_roll,
 )
-from toolkit.roll.recover import remove_orphans
+from toolkit.roll.recover import remove_orphans, serving_orphans
 from toolkit.roll.restore import restore
 from toolkit.roll.run import Roll
 from toolkit.roll.site import Site
 
 NOT_BEGUN = "the next one was not begun; run the same command again to go on"
 """For the operator who stopped between two rolls."""
-
-
-@dataclass(frozen=True, slots=True)
-class RollResult:
-    """How a roll ended.
-
-    Attributes:
-        roll: Its name; empty when there was nothing to do.
-        outcome: `rolled`, `discarded`, `rolled-back` or `unchanged`.
-        role: Which role.
-        image: Digest of the image rolled in.
-        previous: Digest of the image that served before.
-        machines: Machines that were started for it.
-        report: What was observed.
-        seconds: Wall time of the whole.
-        error: Why it did not end as `rolled` or `unchanged`.
-    """
-
-    roll: str
-    outcome: str
-    role: str
-    image: str
-    previous: str | None
-    machines: tuple[str, ...]
-    report: RollReport
-    seconds: float
-    error: ToolkitError | None
-
-    def as_data(self) -> dict[str, Any]:
-        """Return the result in the form of the contract."""
-        checks = [asdict(check) for check in self.report.smoke]
-        steps = {name: round(value, 3) for name, value in self.report.seconds.items()}
-        return {
-            "roll": self.roll or None,
-            "outcome": self.outcome,
-            "role": self.role,
-            "image": self.image,
-            "previous": self.previous,
-            "machines": list(self.machines),
-            "smoke": {
-                "passed": sum(check["is_passed"] for check in checks),
-                "failed": sum(not check["is_passed"] for check in checks),
-                "checks": checks,
-            },
-            "seconds": {**steps, "total": round(self.seconds, 3)},
-            "downtime_s": self.report.downtime_s,
-            "watched": {"requests": self.report.requests, "errors": self.report.errors},
-            "error": self.error.message if self.error else None,
-        }
 
 
 def need_up(site: Site) -> None:
@@ -105,6 +59,23 @@ def need_up(site: Site) -> None:
     if not is_up or not site.network.is_up() or not site.balancer.is_running():
         state = "is recorded as up but its network or balancer is gone" if is_up else "is not up"
         raise ConfigurationError(f"{name} {state}", hint=f"run 'toolkit up {name}'")
+
+
+def need_known(site: Site) -> None:
+    """Refuse to go on while machines serve that the ledger does not know.
+
+    Raises:
+        ConfigurationError: Some do: a `down` was cut short.
+    """
+    strangers = [one.name for one in serving_orphans(site)]
+    if strangers:
+        name = site.environment.name
+        raise ConfigurationError(
+            f"{', '.join(strangers)} serve in {name}, and the ledger does not know them: a 'down' "
+            "was cut short",
+            hint=f"'toolkit up {name}' brings back what is meant to serve in their place, "
+            f"'toolkit down {name}' removes everything",
+        )
 
 
 def test_live(site: Site, role: str | None) -> list[SmokeCheck]:
@@ -168,14 +139,15 @@ def roll_role(site: Site, role: str, wanted: Wanted, *, wait_s: float = 0.0) -> 
     interrupt.check(NOT_BEGUN)
     with site.held(f"a roll of {role}", wait_s=wait_s) as held:
         need_settled(site)
+        need_known(site)
         # It was chosen before the lease was held: `gc` may have removed it since.
         site.images.image(wanted.image.digest)
         remove_orphans(site, held.ledger)
         inputs = gather_inputs(site, role)
         if is_current(site, role, wanted, inputs):
-            return _unchanged(role, wanted.image.digest, began)
+            return unchanged(role, wanted.image.digest, began)
         order = prepare_roll(site, role, wanted, inputs, roll_id=_new_id())
-        return _begin(site, held, order, wanted, began, is_rollback=False)
+        return begin(site, held, order, wanted, began, is_rollback=False)
 
 
 def roll_back(site: Site, role: str, to: str | None, *, wait_s: float = 0.0) -> RollResult:
@@ -196,10 +168,11 @@ def roll_back(site: Site, role: str, to: str | None, *, wait_s: float = 0.0) -> 
     interrupt.check(NOT_BEGUN)
     with site.held(f"a rollback of {role}", wait_s=wait_s) as held:
         need_settled(site)
+        need_known(site)
         wanted, order = plan_back(site, role, to, roll_id=_new_id())
         if order is None:
-            return _unchanged(role, wanted.image.digest, began)
-        return _begin(site, held, order, wanted, began, is_rollback=True)
+            return unchanged(role, wanted.image.digest, began)
+        return begin(site, held, order, wanted, began, is_rollback=True)
 
 
 def plan_back(
@@ -227,6 +200,42 @@ def abort(site: Site, *, wait_s: float = 0.0) -> list[RollResult]:
     )
 
 
+def leave(site: Site, *, wait_s: float = 0.0) -> list[RollResult]:
+    """End whatever was cut short as it stands: machines that serve stay, of both versions.
+
+    For when neither version can be had in full. All others go, and the next roll replaces those
+    that stay. A machine's share of the traffic is left as it is.
+    """
+    name = site.environment.name
+    results = []
+    with site.held("abort --leave", wait_s=wait_s) as held:
+        for record in site.ledger.unfinished_rolls(name):
+            began = time.monotonic()
+            need_role_of(site, record)
+            pool, known = site.pools[record.role], record.order["records"]
+            serving = {target.address for target in pool.targets() if target.is_serving}
+            leaving = [one for one in known if one["address"] not in serving]
+            addresses = [one["address"] for one in leaving]
+            place = {"environment": name, "role": record.role, "roll": record.id}
+            journal = Journal(held.ledger, place, scope="roll")
+            with journal.effect("drain", {"machines": [one["name"] for one in leaving]}):
+                # They may still be answering what they got before.
+                pool.drain(addresses)
+                timeouts = site.environment.deployments[record.role].timeouts
+                pool.await_drained(addresses, deadline_s=timeouts.drain_s)
+            kept = end_left(held.ledger, record, serving)
+            site.progress.note(f"{record.id} of {record.role} ends; {', '.join(kept)} stay")
+            seconds = time.monotonic() - began
+            results.append(
+                RollResult(
+                    record.id, "left", record.role, record.image, record.previous, tuple(kept),
+                    RollReport("left"), seconds, None,
+                )
+            )  # fmt: skip
+        remove_orphans(site, held.ledger)
+    return results
+
+
 def _take_up(
     site: Site, proceed: Callable[[Roll], RollReport], *, doing: str, wait_s: float
 ) -> list[RollResult]:
@@ -236,9 +245,9 @@ def _take_up(
         for record in site.ledger.unfinished_rolls(name):
             interrupt.check(NOT_BEGUN)
             began = time.monotonic()
-            order = _restore_order(site, record)
+            order = restore_order(site, record)
             site.progress.note(f"{doing} {record.id} of {record.role}")
-            results.append(_conclude(site, held, order, record, proceed, began))
+            results.append(conclude(site, held, order, record, proceed, began))
         remove_orphans(site, held.ledger)
         return [_complete(site, held, result) for result in results]
 
@@ -258,100 +267,6 @@ def _complete(site: Site, held: Lease, result: RollResult) -> RollResult:
         error.hint = f"{error.hint}; {hint}" if error.hint else hint
         return replace(result, error=result.error or error)
     return result
-
-
-def _begin(
-    site: Site, held: Lease, order: RollOrder, wanted: Wanted, began: float, *, is_rollback: bool
-) -> RollResult:
-    record = RollRecord(
-        id=order.id,
-        environment=order.environment,
-        role=order.role,
-        image=wanted.image.digest,
-        release=wanted.release.id if wanted.release else None,
-        previous=next((order.records[name].image for name in order.plan.old), None),
-        outcome="running",
-        by=operator(),
-        started=time.time(),
-        ended=None,
-        order={
-            "plan": plan_to_data(order.plan),
-            "records": [asdict(one) for one in order.records.values()],
-            "held": list(order.held),
-        },
-        is_rollback=is_rollback,
-    )
-    held.ledger.start_roll(record)
-    return _conclude(site, held, order, record, Roll.forward, began)
-
-
-def _conclude(
-    site: Site,
-    held: Lease,
-    order: RollOrder,
-    record: RollRecord,
-    proceed: Callable[[Roll], RollReport],
-    began: float,
-) -> RollResult:
-    """Let a roll proceed and record its end; one that has none stays unfinished."""
-    crew = Crew(
-        site.provider, site.pools[order.role], site.smoke, site.hooks, held.ledger, site.progress
-    )
-    roll = Roll(order, crew)
-    error: ToolkitError | None = None
-    hint = f"'toolkit resume {order.environment}' or 'toolkit abort {order.environment}' goes on"
-    try:
-        with interrupt.at_safe_points(hint):
-            proceed(roll)
-    except ToolkitError as caught:
-        if roll.report.outcome == "running":
-            if not isinstance(caught, (Interrupted, LeaseHeld)):
-                caught.hint = f"{caught.hint}; {hint}" if caught.hint else hint
-            raise
-        error = caught
-    if order.plan.strategy == "stateful":
-        # From the ledger: what went before may have been seen by a process that was killed.
-        entries = held.ledger.roll_entries(order.id)
-        roll.report.downtime_s = downtime_s(entries, now=Instant.now())
-    result = RollResult(
-        order.id,
-        roll.report.outcome,
-        order.role,
-        record.image,
-        record.previous,
-        order.plan.new,
-        roll.report,
-        time.monotonic() - began,
-        error,
-    )
-    held.ledger.end_roll(order.id, result.outcome, result.as_data())
-    return result
-
-
-def _restore_order(site: Site, record: RollRecord) -> RollOrder:
-    environment = site.environment
-    if record.role not in environment.deployments:
-        raise ConfigurationError(
-            f"{record.id} is a roll of {record.role}, which {environment.name} has no more",
-            hint=f"bring it back in {environment.directory / 'toolkit.yml'} until the roll has "
-            f"ended; 'toolkit down {environment.name}' ends the roll too, with everything else",
-        )
-    data: Mapping[str, Any] = record.order
-    return make_order(
-        site,
-        record.role,
-        plan_from_data(data["plan"]),
-        [MachineRecord(**one) for one in data["records"]],
-        gather_inputs(site, record.role),
-        roll_id=record.id,
-        # A roll of before this was recorded had none.
-        held=data.get("held", ()),
-    )
-
-
-def _unchanged(role: str, digest: str, began: float) -> RollResult:
-    seconds = time.monotonic() - began
-    return RollResult("", "unchanged", role, digest, digest, (), RollReport(), seconds, None)
 
 
 def _new_id() -> str:

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from toolkit import interrupt
 from toolkit.clock import host_uptime
-from toolkit.errors import DidNotStart, OutsideError, SmokeTestsFailed, ToolkitError
-from toolkit.ledger.ledger import Ledger, MachineRecord
+from toolkit.errors import DidNotStart, DoesBadly, OutsideError, SmokeTestsFailed
 from toolkit.model import (
-    LaunchOrder,
-    SmokeCheck,
     held_addresses,
     running_names,
     withdrawn_addresses,
 )
-from toolkit.ports import HookRunner, MachineProvider, Pool, SmokeRunner
-from toolkit.progress import Progress
-from toolkit.project.model import Timeouts
 from toolkit.roll.journal import DONE, SWITCHED
-from toolkit.roll.plan import WHOLE, Effect, RollPlan, Step, step_from_data
-from toolkit.roll.watch import Thresholds, difference, judge, response_ms
+from toolkit.roll.order import Crew, RollOrder, RollReport
+from toolkit.roll.plan import (
+    ANEW,
+    RECOVERY_LIMIT_S,
+    WHOLE,
+    Effect,
+    Step,
+    step_from_data,
+)
+from toolkit.roll.watch import difference, judge, response_ms
 
 LINE_LIMIT = 240
 """Characters of a failed test's message in an error; the ledger has the whole."""
@@ -33,73 +34,6 @@ WATCH_POLL_S = 0.25
 WATCH_RENEW_S = 60.0
 UNHEALTHY_LIMIT_S = 2.0
 """How long the balancer may have taken a machine that is watched for unhealthy."""
-
-RECOVERY_LIMIT_S = 5.0
-"""How long a machine that is relied on has to pass the balancer's check again after a failed one;
-on a busy host one check in many is late."""
-
-
-@dataclass(frozen=True, slots=True)
-class Crew:
-    """The collaborators of a roll. The ledger refuses when the lease is lost."""
-
-    provider: MachineProvider
-    pool: Pool
-    smoke: SmokeRunner
-    hooks: HookRunner
-    ledger: Ledger
-    progress: Progress
-
-
-@dataclass(frozen=True, slots=True)
-class RollOrder:
-    """One roll of one role.
-
-    Attributes:
-        id: Name of the roll.
-        environment: Where.
-        role: Which role.
-        plan: What to do.
-        launches: Machine name to launch order: of the new machines, and of the old ones where
-            undoing may have to start them again.
-        inputs: Digest over the configuration and secrets that the launch orders carry.
-        records: Machine name to what the ledger holds of it, of all machines in the plan.
-        timeouts: Deadlines of the steps.
-        thresholds: By which new machines are judged while they are watched.
-        held: Old machines that were drained or in maintenance when the roll began.
-    """
-
-    id: str
-    environment: str
-    role: str
-    plan: RollPlan
-    launches: Mapping[str, LaunchOrder]
-    inputs: str
-    records: Mapping[str, MachineRecord]
-    timeouts: Timeouts
-    thresholds: Thresholds
-    held: Collection[str] = ()
-
-
-@dataclass(slots=True)
-class RollReport:
-    """What was observed during a roll.
-
-    Attributes:
-        outcome: `running`, then `rolled`, `discarded` or `rolled-back`.
-        smoke: Every smoke test's outcome.
-        seconds: Effect to seconds spent on it.
-        downtime_s: For a stateful role, how long its pool served nobody.
-        requests: That the new machines got while they were watched.
-        errors: Of these: how many failed.
-    """
-
-    outcome: str = "running"
-    smoke: list[SmokeCheck] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    downtime_s: float | None = None
-    requests: int = 0
-    errors: int = 0
 
 
 class Effects:
@@ -131,12 +65,16 @@ class Effects:
         observed["copies"] = list(self._crew.provider.snapshot(self._order.role, self._order.id))
 
     def launch(self, one: Step, _observed: dict[str, Any]) -> None:
-        """Start machines; what died is out of its pool first."""
+        """Start machines; what died, or has ended for it, is out of its pool first.
+
+        One that runs is left alone, unless it is to be started anew, or has passed no test yet and
+        was told other configuration and secrets than there are now.
+        """
         orders = [self._order.launches[name] for name in one.machines]
         ledger, provider, records = self._crew.ledger, self._crew.provider, self._order.records
         # Configuration and secrets may have changed since the plan was made.
         told = self._order.inputs
-        known = {record.name for record in ledger.machines(self._order.environment)}
+        known = {record.name: record for record in ledger.machines(self._order.environment)}
         ledger.add_machines(
             [
                 replace(records[name], standing="new", inputs=told)
@@ -144,15 +82,27 @@ class Effects:
                 if name not in known
             ]
         )
+        outdated = {
+            name
+            for name, record in known.items()
+            if record.standing == "new" and record.inputs != told
+        }
         running = self.running()
-        dead = [order for order in orders if order.name not in running]
+        ending = [
+            name
+            for name in one.machines
+            if name in running and (one.argument == ANEW or name in outdated)
+        ]
+        absent = [order for order in orders if order.name not in running or order.name in ending]
         # One that died has passed no test since, and keeps its place in the pool: it would serve
         # again as soon as it answers.
         ledger.set_standing(
-            [order.name for order in dead if order.name in known], "new", inputs=told
+            [order.name for order in absent if order.name in known], "new", inputs=told
         )
+        self._admitted = [name for name in self._admitted if name not in one.machines]
         placed = {target.address for target in self._crew.pool.targets()}
-        self._crew.pool.deregister([order.address for order in dead if order.address in placed])
+        self._crew.pool.deregister([order.address for order in absent if order.address in placed])
+        provider.destroy(ending, deadline_s=self._order.timeouts.stop_s)
         provider.publish({order.image for order in orders})
         provider.launch(orders)
         try:
@@ -204,9 +154,8 @@ class Effects:
 
     def await_healthy(self, one: Step, _observed: dict[str, Any]) -> None:
         """Wait for the balancer's own check."""
-        self._crew.pool.await_healthy(
-            self._addresses(one.machines), deadline_s=self._order.timeouts.healthy_s
-        )
+        deadline_s = self._order.timeouts.healthy_s if one.argument is None else float(one.argument)
+        self._crew.pool.await_healthy(self._addresses(one.machines), deadline_s=deadline_s)
 
     def weigh(self, one: Step, observed: dict[str, Any]) -> None:
         """Set the machines' share of the traffic; one that was larger before is not taken back."""
@@ -280,7 +229,7 @@ class Effects:
                 reason = f"{', '.join(gone)} failed the balancer's health check"
             if reason:
                 self._count_watched(observed)
-                raise ToolkitError(f"the new machines do badly: {reason}")
+                raise DoesBadly(f"the new machines do badly: {reason}")
             if now - renewed_at > WATCH_RENEW_S:
                 self.note("roll.watching", {})
                 renewed_at = now
@@ -327,6 +276,11 @@ class Effects:
     def running(self) -> set[str]:
         """Return the names of the machines that run, of all roles."""
         return running_names(self._crew.provider.machines())
+
+    def ailing(self, machines: Collection[str]) -> set[str]:
+        """Return those of the machines that fail the balancer's check, or have no place."""
+        well = {target.address for target in self._crew.pool.targets() if target.is_healthy}
+        return {name for name in machines if self.address(name) not in well}
 
     def serving(self) -> set[str]:
         """Return the addresses that the balancer sends requests to."""

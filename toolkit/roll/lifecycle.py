@@ -5,16 +5,14 @@ from __future__ import annotations
 import ipaddress
 import shutil
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 from toolkit.errors import ConfigurationError, ToolkitError
-from toolkit.ledger.ledger import Ledger, MachineRecord, RollRecord
 from toolkit.progress import step
 from toolkit.project.load import need_usable_name
-from toolkit.roll.journal import SWITCHED, UNDOING, Journal
+from toolkit.roll.ending import end_removed
+from toolkit.roll.journal import Journal
 from toolkit.roll.observe import need_settled
-from toolkit.roll.plan import plan_from_data
 from toolkit.roll.recover import remove_orphans
 from toolkit.roll.restore import restore
 from toolkit.roll.site import Site
@@ -62,11 +60,15 @@ def bring_up(site: Site, *, is_repair: bool = False, wait_s: float = 0.0) -> lis
             raise
         if not was_up:
             held.ledger.set_up(name, is_up=True)
-        remove_orphans(site, held.ledger)
+        # A volume has one owner, so whoever has it goes before the one that is meant to.
+        remove_orphans(
+            site, held.ledger, is_serving_too=lambda one: bool(site.project.roles[one.role].volumes)
+        )
         # What a roll that was cut short has left half-way is for resume or abort to decide.
         unfinished = {roll.role for roll in site.ledger.unfinished_rolls(name)}
         roles = [role for role in site.environment.deployments if role not in unfinished]
         restored = restore(site, roles, held, is_repair=is_repair)
+        remove_orphans(site, held.ledger, is_serving_too=lambda _one: True)
         # Under the lease: later, another operator's roll may be under way.
         need_settled(site)
         return restored
@@ -111,7 +113,7 @@ def take_down(site: Site, *, data: Iterable[Path] = (), wait_s: float = 0.0) -> 
         machines = sorted(recorded.union(one.name for one in site.provider.machines()))
         for roll in ledger.unfinished_rolls(name):
             site.progress.note(f"{roll.id} of {roll.role} was cut short, and ends here as failed")
-            _end(ledger, roll)
+            end_removed(ledger, roll)
         with step(site.progress, f"balancer of {name}"), journal.effect("balancer", {}):
             site.balancer.stop()
         with (
@@ -129,24 +131,3 @@ def take_down(site: Site, *, data: Iterable[Path] = (), wait_s: float = 0.0) -> 
         if ledger.is_up(name):
             ledger.set_up(name, is_up=False)
         return machines
-
-
-def _end(ledger: Ledger, roll: RollRecord) -> None:
-    """End a roll that was cut short, and leave one version in the ledger.
-
-    Should this command be cut short too, `up` brings back what the ledger has: the machines that
-    served before the roll, or those that serve after it if they alone did already. They count as
-    untested, so that `up` has them serve wherever the roll had left them.
-    """
-    plan = plan_from_data(roll.order["plan"])
-    kinds = {entry["kind"] for entry in ledger.roll_entries(roll.id)}
-    is_forward = SWITCHED in kinds and UNDOING not in kinds
-    kept, gone = (plan.new, plan.old) if is_forward else (plan.old, plan.new)
-    records = [MachineRecord(**one) for one in roll.order["records"]]
-    ledger.end_roll(
-        roll.id,
-        "failed",
-        {"reason": "the environment was removed"},
-        keep=[replace(one, standing="new", warm_until=None) for one in records if one.name in kept],
-        forget=gone,
-    )

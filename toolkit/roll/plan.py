@@ -14,8 +14,12 @@ WARM = "warm"
 WHOLE = 100
 """Percent of the share of an old machine that a new one gets in the end."""
 
-UNDONE_WARM_S = 300.0
-"""How long machines stay warm after going back to them was undone."""
+RECOVERY_LIMIT_S = 5.0
+"""How long a machine that is relied on has to pass the balancer's check again after a failed one;
+on a busy host one check in many is late."""
+
+ANEW = "anew"
+"""Of a launch: what runs under these names is ended first."""
 
 
 class Effect(StrEnum):
@@ -48,7 +52,8 @@ class Step:
     Attributes:
         effect: What is done.
         machines: Names of the machines it is done to.
-        argument: A weight in percent, seconds to watch or keep warm, or the name of a playbook.
+        argument: A weight in percent; seconds to watch, to keep warm, or to wait for the balancer's
+            check; the name of a playbook; or `ANEW`.
     """
 
     effect: Effect
@@ -174,44 +179,29 @@ def plan_return(policy: RollPolicy, *, old: Sequence[str], warm: Sequence[str]) 
     return RollPlan(WARM, old, warm, switch, _farewell(policy, old))
 
 
-def plan_restore(machines: Sequence[str]) -> tuple[Step, ...]:
-    """Plan how machines that are meant to serve, and do not, come to serve again."""
-    return _introduce(tuple(machines)) if machines else ()
-
-
-def plan_undo(
-    plan: RollPlan,
-    begun: Sequence[Step],
-    *,
-    untested: Collection[str] = (),
-    held: Collection[str] = (),
-) -> tuple[Step, ...]:
-    """Plan the way back from wherever a roll has got to.
-
-    Old machines serve again before a new one drains, so that capacity never falls; those that
-    are gone start again from their image and pass their smoke tests. A machine that was never
-    registered gets no balancer step here either. A stateful role's new machine must let go of
-    the volume first. A warm machine that has left the pool to make room is no quick way back any
-    more, and goes.
+def plan_restore(machines: Sequence[str], *, ill: Collection[str] = ()) -> tuple[Step, ...]:
+    """Plan how machines that are meant to serve, and do not, come to serve again.
 
     Args:
-        plan: The roll.
-        begun: The steps that were at least begun, in order.
-        untested: Old machines that do not run, or have not passed since they were started.
-        held: Old machines that somebody has withdrawn by hand: they did not serve before.
+        machines: Which.
+        ill: Those of them that are started anew although they run: they hang, or have failed.
     """
-    touched = Touched(begun)
-    drained = touched.by(Effect.DRAIN, plan.old)
-    # Where new machines serve already, their going must not leave the place of a dead one empty.
-    missing = untested if touched.by(Effect.ADMIT, plan.new) else ()
-    returning = tuple(name for name in plan.old if name in {*drained, *missing} - {*held})
-    arrival = _bring_back(touched, returning, untested)
-    departure = _discard(touched, plan)
-    if leaving := touched.by(Effect.DEREGISTER, plan.retired):
-        departure = (*departure, Step(Effect.DEREGISTER, leaving), Step(Effect.DESTROY, leaving))
-    if plan.strategy == "stateful":
-        return (*departure, *arrival)
-    return (*arrival, *departure)
+    names = tuple(machines)
+    if not names:
+        return ()
+    anew = tuple(name for name in names if name in ill)
+    others = tuple(name for name in names if name not in ill)
+    return (
+        *((Step(Effect.LAUNCH, anew, ANEW),) if anew else ()),
+        *((Step(Effect.LAUNCH, others),) if others else ()),
+        Step(Effect.SMOKE, names),
+        *_enter_pool(names),
+    )
+
+
+def leave_pool(machines: tuple[str, ...]) -> tuple[Step, ...]:
+    """Return how machines give their places back once they carry nothing."""
+    return (Step(Effect.AWAIT_DRAINED, machines), Step(Effect.DEREGISTER, machines))
 
 
 def plan_to_data(plan: RollPlan) -> dict[str, Any]:
@@ -269,17 +259,6 @@ def allocate(
     return tuple(free)
 
 
-class Touched:
-    """Which machines the steps that were begun have touched."""
-
-    def __init__(self, begun: Sequence[Step]) -> None:
-        self._pairs = {(step.effect, name) for step in begun for name in step.machines}
-
-    def by(self, effect: Effect, among: Sequence[str]) -> tuple[str, ...]:
-        """Return those of the machines that an effect has touched."""
-        return tuple(name for name in among if (effect, name) in self._pairs)
-
-
 def _switch_in_batches(
     policy: RollPolicy, old: tuple[str, ...], new: tuple[str, ...], batch: int
 ) -> tuple[Step, ...]:
@@ -317,39 +296,6 @@ def _plan_stateful(
         *_soak(policy, old, new),
     )  # fmt: skip
     return RollPlan("stateful", old, new, switch, _hook(policy.after_hook, new))
-
-
-def _bring_back(
-    touched: Touched, machines: tuple[str, ...], untested: Collection[str]
-) -> tuple[Step, ...]:
-    """Return how old machines serve again, from where each was left."""
-    gone = {*touched.by(Effect.DESTROY, machines), *untested}
-    started = tuple(name for name in machines if name in gone)
-    placed = tuple(n for n in touched.by(Effect.DEREGISTER, machines) if n not in gone)
-    drained = tuple(name for name in machines if name not in {*started, *placed})
-    steps: list[Step] = []
-    if drained:
-        steps += [Step(Effect.ADMIT, drained), Step(Effect.AWAIT_HEALTHY, drained)]
-    if placed:
-        steps += _enter_pool(placed)
-    return (*steps, *plan_restore(started))
-
-
-def _discard(touched: Touched, plan: RollPlan) -> tuple[Step, ...]:
-    """Return how new machines go again; those that were warm stay warm."""
-    launched = touched.by(Effect.LAUNCH, plan.new)
-    registered = touched.by(Effect.REGISTER, plan.new)
-    if plan.is_warm:
-        if not registered:
-            return ()
-        return (
-            Step(Effect.DRAIN, registered),
-            Step(Effect.KEEP_WARM, registered, UNDONE_WARM_S),
-        )
-    steps = [Step(Effect.DRAIN, registered), *_leave_pool(registered)] if registered else []
-    if launched:
-        steps.append(Step(Effect.DESTROY, launched))
-    return tuple(steps)
 
 
 def _introduce(
@@ -392,8 +338,4 @@ def _farewell(policy: RollPolicy, old: tuple[str, ...]) -> tuple[Step, ...]:
 
 
 def _remove(machines: tuple[str, ...]) -> tuple[Step, ...]:
-    return (*_leave_pool(machines), Step(Effect.DESTROY, machines)) if machines else ()
-
-
-def _leave_pool(machines: tuple[str, ...]) -> tuple[Step, ...]:
-    return (Step(Effect.AWAIT_DRAINED, machines), Step(Effect.DEREGISTER, machines))
+    return (*leave_pool(machines), Step(Effect.DESTROY, machines)) if machines else ()

@@ -10,8 +10,8 @@ from toolkit.errors import ConfigurationError, NotFound
 from toolkit.ledger.ledger import Ledger, MachineRecord, RollRecord
 from toolkit.model import Image, Release, held_addresses, running_names, withdrawn_addresses
 from toolkit.project.settings import role_settings
-from toolkit.roll.effects import RollOrder
-from toolkit.roll.orders import Inputs, endpoints
+from toolkit.roll.inputs import Inputs, endpoints
+from toolkit.roll.order import RollOrder
 from toolkit.roll.past import rollback_target
 from toolkit.roll.plan import RollPlan, RollPolicy, allocate, plan_return, plan_roll
 from toolkit.roll.site import Site
@@ -148,6 +148,7 @@ def prepare_roll(
         inputs,
         roll_id=roll_id,
         held=_withdrawn(site, role, old),
+        absent=_absent(site, role, old),
     )
 
 
@@ -190,6 +191,7 @@ def prepare_return(
         inputs,
         roll_id=roll_id,
         held=_withdrawn(site, role, old),
+        absent=_absent(site, role, old),
     )
 
 
@@ -202,6 +204,7 @@ def make_order(
     *,
     roll_id: str,
     held: Collection[str] = (),
+    absent: Collection[str] = (),
 ) -> RollOrder:
     """Return the order that carries out a plan.
 
@@ -213,6 +216,7 @@ def make_order(
         inputs: The role's configuration and secrets.
         roll_id: Name of the roll.
         held: Old machines that were drained or in maintenance when it began.
+        absent: Old machines that did not serve when it began, whatever the reason.
     """
     deployment = site.environment.deployments[role]
     soak = deployment.soak
@@ -230,6 +234,7 @@ def make_order(
         timeouts=deployment.timeouts,
         thresholds=Thresholds(soak.max_error_percent, soak.min_requests, soak.max_response_ratio),
         held=held,
+        absent=absent,
     )
 
 
@@ -306,6 +311,12 @@ def _withdrawn(site: Site, role: str, machines: Sequence[MachineRecord]) -> tupl
         for one in machines
         if one.address in (withdrawn if one.is_member else in_maintenance)
     )
+
+
+def _absent(site: Site, role: str, machines: Sequence[MachineRecord]) -> tuple[str, ...]:
+    """Return the machines that serve nobody now."""
+    serving = {target.address for target in site.pools[role].targets() if target.is_serving}
+    return tuple(one.name for one in machines if one.address not in serving)
 
 
 def _free_addresses(site: Site, role: str, recorded: Sequence[MachineRecord]) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from toolkit.ledger.ledger import Ledger, MachineRecord
 from toolkit.model import Machine, Target, TargetState, running_names
@@ -11,25 +11,50 @@ from toolkit.roll.plan import WHOLE
 from toolkit.roll.site import Site
 
 
-def remove_orphans(site: Site, ledger: Ledger) -> list[str]:
+def remove_orphans(
+    site: Site, ledger: Ledger, *, is_serving_too: Callable[[Machine], bool] = lambda _one: False
+) -> list[str]:
     """Destroy machines that are there but that the ledger does not know; return their names.
+
+    Those that the balancer sends requests to are left alone: a `down` that was cut short may have
+    forgotten the only machines that serve.
 
     Args:
         site: Where.
         ledger: The lease's, which refuses when that is lost.
+        is_serving_too: Whether one that serves goes all the same, once it has drained.
     """
-    orphans = find_orphans(site)
+    serving = serving_orphans(site)
+    draining = [one for one in serving if is_serving_too(one)]
+    orphans = [one for one in find_orphans(site) if one not in serving or one in draining]
     names = [one.name for one in orphans]
     if orphans:
         site.progress.note(f"removing machines that nothing knows: {', '.join(names)}")
         journal = Journal(ledger, {"environment": site.environment.name}, scope="gc")
         with journal.effect("orphans", {"machines": names}):
+            for one in draining:
+                pool, timeouts = (
+                    site.pools[one.role],
+                    site.environment.deployments[one.role].timeouts,
+                )
+                pool.drain([one.address])
+                pool.await_drained([one.address], deadline_s=timeouts.drain_s)
             if site.balancer.is_running():
                 for one in orphans:
                     if one.role in site.pools:
                         site.pools[one.role].deregister([one.address])
             site.provider.destroy(names, deadline_s=0)
     return names
+
+
+def serving_orphans(site: Site) -> list[Machine]:
+    """Return machines that the balancer sends requests to and the ledger does not know."""
+    orphans = [one for one in find_orphans(site) if one.role in site.pools]
+    if not orphans or not site.balancer.is_running():
+        return []
+    targets = [target for pool in site.pools.values() for target in pool.targets()]
+    serving = {target.address for target in targets if target.is_serving}
+    return [one for one in orphans if one.address in serving]
 
 
 def find_orphans(site: Site) -> list[Machine]:
@@ -68,6 +93,8 @@ def find_drift(
             sentences.append(f"{record.name} is meant to serve, and is in maintenance")
         elif record.is_member and target and target.state is not TargetState.READY:
             sentences.append(f"{record.name} is meant to serve, and the balancer has it drained")
+        elif record.is_member and target and not target.is_healthy:
+            sentences.append(f"{record.name} is meant to serve, and fails the balancer's check")
         elif record.is_member and target and target.percent != WHOLE and not is_rolling:
             sentences.append(
                 f"{record.name} is meant to serve as much as others, and the balancer gives it "

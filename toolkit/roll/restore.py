@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from toolkit.errors import LeaseHeld, ToolkitError
+from toolkit.errors import DeadlineExceeded, LeaseHeld, ToolkitError
 from toolkit.ledger.ledger import MachineRecord
 from toolkit.model import TargetState, running_names
-from toolkit.roll.effects import Crew
 from toolkit.roll.expire import remove_machines
+from toolkit.roll.inputs import Inputs
 from toolkit.roll.journal import Journal
 from toolkit.roll.lease import Lease
-from toolkit.roll.orders import Inputs
-from toolkit.roll.plan import WHOLE, RollPlan, plan_restore
+from toolkit.roll.order import Crew
+from toolkit.roll.plan import RECOVERY_LIMIT_S, WHOLE, RollPlan
 from toolkit.roll.prepare import gather_inputs, make_order
 from toolkit.roll.run import Roll
 from toolkit.roll.site import Site
@@ -38,9 +38,12 @@ def restore(site: Site, roles: Sequence[str], held: Lease, *, is_repair: bool = 
     for role in roles:
         try:
             absent = _find_absent(site, role, held, is_repair=is_repair)
+            ill = _find_ill(site, role) if is_repair else []
+            absent += [one for one in ill if one not in absent]
             if absent:
-                inputs = gather_inputs(site, role)
-                failures += _introduce(site, role, absent, inputs, held, restored)
+                failed = _introduce(site, role, absent, ill, gather_inputs(site, role), held)
+                failures += failed.values()
+                restored += [one.name for one in absent if one.name not in failed]
         except LeaseHeld:
             raise
         except ToolkitError as error:
@@ -92,37 +95,40 @@ def _find_absent(site: Site, role: str, held: Lease, *, is_repair: bool) -> list
     ]
 
 
+def _find_ill(site: Site, role: str) -> list[MachineRecord]:
+    """Return the members that run and are to serve, and fail the balancer's check for a while."""
+    pool, running = site.pools[role], running_names(site.provider.machines())
+    members = {one.address: one for one in site.members(role) if one.name in running}
+    ready = [
+        target.address
+        for target in pool.targets()
+        if target.state is TargetState.READY and target.address in members
+    ]
+    try:
+        pool.await_healthy(ready, deadline_s=RECOVERY_LIMIT_S)
+    except DeadlineExceeded:
+        well = {target.address for target in pool.targets() if target.is_healthy}
+        return [members[address] for address in ready if address not in well]
+    return []
+
+
 def _introduce(
     site: Site,
     role: str,
     machines: Sequence[MachineRecord],
+    ill: Sequence[MachineRecord],
     inputs: Inputs,
     held: Lease,
-    restored: list[str],
-) -> list[ToolkitError]:
-    """Have machines serve, all at once; where that fails, each by itself.
+) -> dict[str, ToolkitError]:
+    """Have machines serve, the ill ones started anew.
 
     Returns:
-        What went wrong with each that does not serve; the names of others are in `restored`.
+        Machine name to what went wrong with it, of those that do not serve.
     """
-    names = tuple(one.name for one in machines)
-    plan = RollPlan("restore", (), names, plan_restore(names), ())
+    plan = RollPlan("restore", (), tuple(one.name for one in machines), (), ())
     order = make_order(site, role, plan, machines, inputs, roll_id="up")
     crew = Crew(site.provider, site.pools[role], site.smoke, site.hooks, held.ledger, site.progress)
-    try:
-        Roll(order, crew).restore()
-    except LeaseHeld:
-        raise
-    except ToolkitError as error:
-        if len(machines) == 1:
-            return [error]
-        return [
-            failure
-            for one in machines
-            for failure in _introduce(site, role, [one], inputs, held, restored)
-        ]
-    restored += names
-    return []
+    return Roll(order, crew).restore(ill={one.name for one in ill})
 
 
 def _sum_up(failures: Sequence[ToolkitError]) -> ToolkitError:

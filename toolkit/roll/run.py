@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from toolkit import errors, interrupt
 from toolkit.errors import (
+    DeadlineExceeded,
     DidNotStart,
+    DoesBadly,
     Interrupted,
     LeaseHeld,
     RolledBack,
@@ -17,17 +19,17 @@ from toolkit.errors import (
     ToolkitError,
 )
 from toolkit.progress import step
-from toolkit.roll.effects import Crew, Effects, RollOrder, RollReport
+from toolkit.roll.effects import Effects
 from toolkit.roll.journal import INTENT, SWITCHED, UNDOING, Journal
+from toolkit.roll.order import Crew, RollOrder, RollReport
 from toolkit.roll.plan import (
     Effect,
     Step,
-    Touched,
     plan_restore,
-    plan_undo,
     step_from_data,
     step_to_data,
 )
+from toolkit.roll.undo import Touched, WayBack, plan_undo
 
 
 class Roll:
@@ -48,6 +50,7 @@ class Roll:
         self.report = RollReport()
         self._effects = Effects(order, crew, self.report)
         self._journal = Journal(crew.ledger, self._effects.place, scope="roll")
+        self._lost: dict[str, ToolkitError] = {}
 
     def forward(self) -> RollReport:
         """Do all steps; when one fails before the switch, go back.
@@ -118,25 +121,110 @@ class Roll:
         # toolkit did not write it down.
         held = undoing["held"] if "held" in undoing else self._held()
         untested = self._untested() | self._displaced(begun)
+        way = plan_undo(self._order.plan, begun, untested=untested, held=held)
         with self._smoke_failure_is(f"{self._order.role} could not go back"):
-            plan = self._order.plan
-            for one in plan_undo(plan, begun, untested=untested, held=held):
-                self._do(one)
+            if way.is_volume_first:
+                self._do_all(way.departure)
+            self._lost = self._arrive(way)
+            self._need_no_fewer(undoing)
+            if not way.is_volume_first:
+                self._do_all(way.departure)
         self.report.outcome = "rolled-back" if self._has_touched_pool(begun) else "discarded"
         return self.report
 
-    def restore(self) -> None:
-        """Do the steps of the switch and undo nothing: the machines are meant to exist."""
-        for one in self._order.plan.switch:
-            self._do(one)
+    def restore(self, *, ill: Collection[str] = ()) -> dict[str, ToolkitError]:
+        """Have all new machines of the plan serve, and undo nothing; one holds up no other.
+
+        Args:
+            ill: Those that are started anew although they run.
+
+        Returns:
+            Machine name to what went wrong with it, of those that do not serve.
+        """
+        return self._serve_again(self._order.plan.new, ill=ill)
+
+    def _arrive(self, way: WayBack) -> dict[str, ToolkitError]:
+        """Have the old machines serve that did: the well ones at once, the ill ones started anew.
+
+        Returns:
+            Machine name to what went wrong with it, of those that do not serve.
+        """
+        ill: set[str] = set()
+        self._do_all(way.opening)
+        try:
+            self._do_all(way.check)
+        except DeadlineExceeded:
+            ill = self._effects.ailing(way.relied_on)
+            self._crew.progress.note(f"unhealthy, so started anew: {', '.join(sorted(ill))}")
+        self._do_all(way.arrival(ill))
+        return self._serve_again((*way.ended, *sorted(ill)), ill=ill)
+
+    def _need_no_fewer(self, undoing: Mapping[str, Any]) -> None:
+        """Make sure that the new machines may go: no fewer serve then than before the roll.
+
+        New ones that have failed under traffic are nothing to rely on, as long as an old one
+        serves.
+
+        Raises:
+            ToolkitError: An old machine that is needed does not come back.
+        """
+        if not self._lost:
+            return
+        old = {self._effects.address(name) for name in self._order.plan.old}
+        serves = not old.isdisjoint(self._effects.serving())
+        needed = self._lost.keys() - {*self._order.absent}
+        if not serves or (needed and undoing["cause"] != DoesBadly.__name__):
+            error = self._lost[min(needed or self._lost)]
+            hint = (
+                f"the new machines stay until it serves; 'toolkit abort {self._order.environment} "
+                "--leave' ends the roll as it stands"
+            )
+            error.hint = f"{error.hint}; {hint}" if error.hint else hint
+            raise error
+
+    def _serve_again(
+        self, machines: Sequence[str], *, ill: Collection[str] = ()
+    ) -> dict[str, ToolkitError]:
+        """Have machines serve, all at once; where that fails, each by itself.
+
+        What ran before and has failed is started anew then, once.
+
+        Args:
+            machines: Which.
+            ill: Those that are started anew at once.
+
+        Returns:
+            Machine name to what went wrong with it, of those that do not serve.
+        """
+        ran = self._effects.running().intersection(machines) - {*ill}
+        try:
+            self._do_all(plan_restore(machines, ill=ill))
+        except (Interrupted, LeaseHeld):
+            raise
+        except ToolkitError as error:
+            if len(machines) == 1 and not ran:
+                return {machines[0]: error}
+            # Where the balancer itself is away, nobody is at fault, and this raises.
+            self._effects.serving()
+        else:
+            return {}
+        failures: dict[str, ToolkitError] = {}
+        for name in machines:
+            try:
+                self._do_all(plan_restore([name], ill=ran & {name}))
+            except (Interrupted, LeaseHeld):
+                raise
+            except ToolkitError as error:
+                failures[name] = error
+        return failures
 
     def _restore_serving(self) -> None:
         """Have new machines serve that did when the roll was cut short; old ones go only then."""
         serving = self._effects.serving()
-        new = self._order.plan.new
+        absent = [n for n in self._order.plan.new if self._effects.address(n) not in serving]
         with self._smoke_failure_is(f"{self._order.role} does not serve again"):
-            for one in plan_restore([n for n in new if self._effects.address(n) not in serving]):
-                self._do(one)
+            for error in self._serve_again(absent).values():
+                raise error
 
     @contextmanager
     def _smoke_failure_is(self, what: str) -> Iterator[None]:
@@ -186,7 +274,13 @@ class Roll:
 
     def _verdict(self, cause: ToolkitError) -> ToolkitError:
         if self.report.outcome == "rolled-back":
-            return RolledBack(f"rolled back: {cause.message}", hint=cause.hint)
+            words = [f"rolled back: {cause.message}"]
+            words += [
+                f"{name} does not serve again: {error.message}"
+                for name, error in self._lost.items()
+            ]
+            hint = f"'toolkit up {self._order.environment}' tries again" if self._lost else None
+            return RolledBack("\n".join(words), hint=cause.hint or hint)
         if isinstance(cause, SmokeTestsFailed):
             hint = f"the pool is as it was; {cause.hint}" if cause.hint else "the pool is as it was"
             return SmokeTestsFailed(cause.message, hint=hint)
@@ -196,6 +290,10 @@ class Roll:
                 f"new machines did not come up and were discarded: {cause.message}", hint=cause.hint
             )
         return type(cause)(f"discarded: {cause.message}", hint=cause.hint)
+
+    def _do_all(self, steps: Sequence[Step]) -> None:
+        for one in steps:
+            self._do(one)
 
     def _do(self, one: Step) -> None:
         data = step_to_data(one)

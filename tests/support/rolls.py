@@ -1,0 +1,92 @@
+"""Rolls of a fake site, and how they are cut short."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.fakes import FakeSite
+from toolkit.roll import command
+from toolkit.roll.conduct import RollResult
+from toolkit.roll.prepare import Wanted
+
+
+class Stop(BaseException):
+    """The process is gone."""
+
+
+class Clock:
+    """Stands in for `time` while machines are watched: sleeping sends requests."""
+
+    def __init__(self, fake: FakeSite) -> None:
+        self._fake, self._now = fake, 0.0
+
+    def time(self) -> float:
+        return 1e9 + self._now
+
+    def monotonic(self) -> float:
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        self._now += seconds
+        for _ in range(40):
+            self._fake.pool.send()
+
+
+def image(fake: FakeSite, version: int) -> str:
+    return list(reversed(fake.site.images.images()))[version - 1].digest
+
+
+def roll(fake: FakeSite, version: int) -> RollResult:
+    digest = image(fake, version)
+    wanted = Wanted(fake.site.images.image(digest), fake.site.images.release_of(digest))
+    return command.roll_role(fake.site, "app", wanted)
+
+
+def serving(fake: FakeSite) -> list[str]:
+    """Return the images that serve, one for each machine."""
+    found = {one.address: one.image for one in fake.provider.found.values()}
+    return sorted(found[address] for address in fake.pool.serving())
+
+
+def cut_short(fake: FakeSite, version: int, *, at: str, times: int = 1) -> None:
+    """Begin a roll and let its process disappear at a moment of the world."""
+    kill(fake, lambda: roll(fake, version), at=at, times=times)
+
+
+def kill(fake: FakeSite, act: Callable[[], object], *, at: str, times: int = 1) -> None:
+    """Let the process that does something disappear at a moment of the world."""
+    left = times
+
+    def stop(name: str) -> None:
+        nonlocal left
+        if name == at:
+            left -= 1
+            if left == 0:
+                raise Stop
+
+    fake.world.at = stop
+    with pytest.raises(Stop):
+        act()
+    fake.world.at = lambda _name: None
+
+
+def roll_with_errors(fake: FakeSite, version: int, share: float) -> RollResult:
+    """Roll to a version whose machines answer a share of their requests with errors."""
+    known = set(fake.world.answering)
+
+    def spoil(name: str) -> None:
+        for address in fake.world.answering - known:
+            fake.world.error_share[address] = share
+
+    fake.world.at = spoil
+    return roll(fake, version)
+
+
+def stop_at(wanted: str) -> Callable[[str, str, str], None]:
+    """Return a failpoint at which the process disappears."""
+
+    def reach(scope: str, effect: str, moment: str) -> None:
+        if f"{scope}.{effect}.{moment}" == wanted:
+            raise Stop
+
+    return reach

@@ -1,0 +1,423 @@
+"""Machines that run and do not answer, and ways back that cannot be had in full."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.fakes import FakeSite
+from tests.support.rolls import Stop, cut_short, image, kill, roll, serving, stop_at
+from toolkit import faults
+from toolkit.errors import (
+    ConfigurationError,
+    OutsideError,
+    RolledBack,
+    ToolkitError,
+    UnfinishedRoll,
+)
+from toolkit.project.model import Canary, Soak
+from toolkit.roll import command, prepare
+from toolkit.roll.conduct import RollResult
+from toolkit.roll.lifecycle import bring_up, take_down
+from toolkit.roll.observe import drift
+
+SOAK = Soak(10.0, 1.0, 50, 0.0)
+
+
+def machines(fake: FakeSite, version: int) -> list[str]:
+    """Return the names of the machines of a version, in order."""
+    return sorted(
+        one.name for one in fake.provider.found.values() if one.image == image(fake, version)
+    )
+
+
+def hang(fake: FakeSite, name: str) -> None:
+    """Let a machine run on and answer nobody."""
+    fake.world.answering.discard(fake.provider.found[name].address)
+
+
+def roll_badly(fake: FakeSite, at: str, befall: Callable[[], None]) -> RollResult:
+    """Roll a version that fails half of its requests; something else happens at a moment of it."""
+    known = set(fake.world.answering)
+    is_over = False
+
+    def watch(name: str) -> None:
+        nonlocal is_over
+        for address in fake.world.answering - known:
+            fake.world.error_share[address] = 0.5
+        if name == at and not is_over:
+            is_over = True
+            befall()
+
+    fake.world.at = watch
+    try:
+        return roll(fake, 2)
+    finally:
+        fake.world.at = lambda _name: None
+
+
+@pytest.mark.parametrize(
+    ("settings", "at"),
+    [
+        *(
+            ({"strategy": strategy, **warm}, at)
+            for strategy, warm in (
+                ("rolling", {}), ("blue-green", {}), ("blue-green", {"keep_warm_s": 600.0}),
+            )
+            for at in ("launch after", "admit after", "drain after")
+        ),
+        # A bad canary is found out before an old machine drains.
+        ({"strategy": "canary", "canary": Canary(1, 50, 10.0)}, "launch after"),
+        ({"strategy": "canary", "canary": Canary(1, 50, 10.0)}, "admit after"),
+    ],
+)  # fmt: skip
+def test_old_machine_that_hangs_does_not_keep_a_bad_version_in_service(
+    make, settings: dict, at: str
+) -> None:
+    fake = make(soak=SOAK, **settings)
+    roll(fake, 1)
+    result = roll_badly(fake, at, lambda: hang(fake, machines(fake, 1)[0]))
+    assert result.outcome == "rolled-back"
+    assert isinstance(result.error, RolledBack)
+    assert serving(fake) == [image(fake, 1)] * 2
+    assert machines(fake, 2) == []
+    assert fake.world.breaches == []
+    assert fake.site.ledger.unfinished_rolls("test") == []
+
+
+@pytest.mark.parametrize("at", ["admit after", "drain after"])
+@pytest.mark.parametrize("strategy", ["rolling", "blue-green"])
+def test_bad_version_goes_also_when_one_old_machine_does_not_come_back(
+    make, strategy: str, at: str
+) -> None:
+    fake = make(strategy=strategy, soak=SOAK)
+    roll(fake, 1)
+    ill, well = machines(fake, 1)
+
+    def befall() -> None:
+        hang(fake, ill)
+        fake.smoke.bad_images.add(image(fake, 1))
+
+    result = roll_badly(fake, at, befall)
+    assert result.outcome == "rolled-back"
+    assert result.error.exit_code == 5
+    assert f"{ill} does not serve again: 1 of 1 smoke tests failed" in result.error.message
+    assert "toolkit up test" in result.error.hint
+    assert serving(fake) == [image(fake, 1)]
+    assert machines(fake, 1) == [ill, well]
+    assert machines(fake, 2) == []
+    fake.smoke.bad_images.clear()
+    assert bring_up(fake.site) == [ill]
+    assert serving(fake) == [image(fake, 1)] * 2
+    assert drift(fake.site) == []
+
+
+def test_old_machine_that_ended_and_fails_its_tests_holds_up_no_way_back(make) -> None:
+    fake = make(strategy="blue-green", soak=SOAK)
+    roll(fake, 1)
+    ended = machines(fake, 1)[0]
+
+    def befall() -> None:
+        fake.provider.end(ended)
+        fake.smoke.bad_images.add(image(fake, 1))
+
+    result = roll_badly(fake, "drain after", befall)
+    assert result.outcome == "rolled-back"
+    assert ended in result.error.message
+    assert serving(fake) == [image(fake, 1)]
+
+
+MOMENTS = ["admit after", "drain after", "deregister after", "destroy before"]
+
+
+@pytest.mark.parametrize("at", MOMENTS)
+@pytest.mark.parametrize("strategy", ["rolling", "blue-green", "canary"])
+def test_abort_starts_an_old_machine_anew_that_hangs(make, strategy: str, at: str) -> None:
+    fake = make(strategy=strategy)
+    roll(fake, 1)
+    cut_short(fake, 2, at=at)
+    hang(fake, machines(fake, 1)[0])
+    [result] = command.abort(fake.site)
+    assert (result.outcome, result.error) == ("rolled-back", None)
+    assert serving(fake) == [image(fake, 1)] * 2
+    assert fake.world.breaches == []
+    assert drift(fake.site) == []
+
+
+@pytest.mark.parametrize("at", ["launch after", "admit before", "destroy after"])
+def test_way_back_from_a_hanging_machine_may_be_cut_short(make, at: str) -> None:
+    fake = make(strategy="blue-green")
+    roll(fake, 1)
+    cut_short(fake, 2, at="drain after", times=2)
+    hang(fake, machines(fake, 1)[0])
+    kill(fake, lambda: command.abort(fake.site), at=at)
+    [result] = command.resume(fake.site)
+    assert result.outcome == "rolled-back"
+    assert serving(fake) == [image(fake, 1)] * 2
+    assert machines(fake, 2) == []
+
+
+def test_stateful_machine_that_hangs_is_started_anew_with_its_volume(make) -> None:
+    fake = make(strategy="stateful", machines=1)
+    roll(fake, 1)
+    cut_short(fake, 2, at="drain after")
+    hang(fake, machines(fake, 1)[0])
+    [result] = command.abort(fake.site)
+    assert result.error is None
+    assert serving(fake) == [image(fake, 1)]
+
+
+def stuck(fake: FakeSite) -> str:
+    """Bring about a roll that cannot go back: new machines serve well, an old one is needed."""
+    roll(fake, 1)
+    cut_short(fake, 2, at="drain after")
+    ill = machines(fake, 1)[0]
+    hang(fake, ill)
+    fake.smoke.bad_images = {image(fake, 1)}
+    return ill
+
+
+def test_new_machines_that_do_well_stay_until_as_many_old_ones_serve(fake: FakeSite) -> None:
+    stuck(fake)
+    with pytest.raises(ToolkitError, match="could not go back: 1 of 1 smoke tests") as caught:
+        command.abort(fake.site)
+    assert "toolkit abort test --leave" in caught.value.hint
+    assert serving(fake) == [image(fake, 1), image(fake, 2)]
+    with pytest.raises(UnfinishedRoll):
+        roll(fake, 3)
+    fake.smoke.bad_images.clear()
+    assert [one.outcome for one in command.abort(fake.site)] == ["rolled-back"]
+    assert serving(fake) == [image(fake, 1)] * 2
+
+
+def test_old_machine_that_did_not_serve_before_is_not_needed(fake: FakeSite) -> None:
+    roll(fake, 1)
+    ill = machines(fake, 1)[0]
+    hang(fake, ill)
+    cut_short(fake, 2, at="drain after")
+    fake.smoke.bad_images = {image(fake, 1)}
+    [result] = command.abort(fake.site)
+    assert result.outcome == "rolled-back"
+    assert serving(fake) == [image(fake, 1)]
+    # What `abort` does last tries once more, and says what fails.
+    assert ill in result.error.message
+    assert fake.site.ledger.unfinished_rolls("test") == []
+
+
+def test_new_machines_stay_while_no_old_one_serves(make) -> None:
+    fake = make(strategy="blue-green", soak=SOAK)
+    roll(fake, 1)
+
+    def befall() -> None:
+        fake.smoke.bad_images = {image(fake, 1)}
+        for one in machines(fake, 1):
+            hang(fake, one)
+
+    with pytest.raises(ToolkitError, match="could not go back"):
+        roll_badly(fake, "drain after", befall)
+    assert serving(fake) == [image(fake, 2)] * 2
+
+
+def test_balancer_that_goes_on_the_way_back_makes_nobody_ill(make) -> None:
+    fake = make(strategy="blue-green")
+    roll(fake, 1)
+    cut_short(fake, 2, at="drain after", times=2)
+    fake.provider.end(machines(fake, 1)[0])
+    started = []
+
+    def vanish(name: str) -> None:
+        started.append(name == "launch after")
+        if name == "launch after":
+            fake.pool.is_reachable = False
+
+    fake.world.at = vanish
+    with pytest.raises(OutsideError, match="the balancer does not answer"):
+        command.abort(fake.site)
+    assert sum(started) == 1
+
+
+# Started anew.
+
+
+def test_configuration_that_was_mended_is_taken_up_by_the_next_attempt(
+    make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that came back without passing is not taken for one that is as it should be."""
+    fake = make()
+    roll(fake, 1)
+    broken = machines(fake, 1)[0]
+    fake.provider.end(broken)
+    fake.smoke.bad_images = {image(fake, 1)}
+    with pytest.raises(ToolkitError):
+        bring_up(fake.site)
+    destroyed = []
+    destroy = fake.provider.destroy
+
+    def watch(names, *, deadline_s: float) -> None:
+        destroyed.extend(names)
+        destroy(names, deadline_s=deadline_s)
+
+    monkeypatch.setattr(fake.provider, "destroy", watch)
+    monkeypatch.setattr(prepare, "role_settings", lambda *_: {"colour": "blue"})
+    fake.smoke.bad_images.clear()
+    assert bring_up(fake.site) == [broken]
+    assert destroyed == [broken]
+
+
+def test_machine_that_came_back_and_hangs_is_started_anew_by_the_next_attempt(make) -> None:
+    fake = make()
+    roll(fake, 1)
+    broken = machines(fake, 1)[0]
+    fake.provider.end(broken)
+    fake.smoke.bad_images = {image(fake, 1)}
+    with pytest.raises(ToolkitError):
+        bring_up(fake.site)
+    fake.smoke.bad_images.clear()
+    hang(fake, broken)
+    assert bring_up(fake.site) == [broken]
+    assert serving(fake) == [image(fake, 1)] * 2
+
+
+def test_machines_that_hang_when_a_roll_is_resumed_are_started_anew(make) -> None:
+    fake = make(strategy="blue-green")
+    roll(fake, 1)
+    cut_short(fake, 2, at="deregister after")
+    hang(fake, machines(fake, 2)[0])
+    [result] = command.resume(fake.site)
+    assert result.outcome == "rolled"
+    assert serving(fake) == [image(fake, 2)] * 2
+
+
+def test_member_that_hangs_is_drift_and_started_anew_when_asked(fake: FakeSite) -> None:
+    roll(fake, 1)
+    ill = machines(fake, 1)[0]
+    hang(fake, ill)
+    fake.pool.targets()
+    assert drift(fake.site) == [
+        f"{ill} is meant to serve, and fails the balancer's check",
+        "'toolkit up test --repair' puts this right",
+    ]
+    assert bring_up(fake.site) == []
+    assert bring_up(fake.site, is_repair=True) == [ill]
+    assert serving(fake) == [image(fake, 1)] * 2
+    assert drift(fake.site) == []
+
+
+# Left as it stands.
+
+
+def test_roll_that_neither_version_can_end_is_left_and_the_next_replaces_all(
+    fake: FakeSite,
+) -> None:
+    ill = stuck(fake)
+    [result] = command.leave(fake.site)
+    assert (result.outcome, result.error) == ("left", None)
+    assert len(result.machines) == 2
+    assert ill not in fake.provider.found
+    assert serving(fake) == [image(fake, 1), image(fake, 2)]
+    assert fake.site.ledger.rolls("test")[0].outcome == "left"
+    assert drift(fake.site) == []
+    assert roll(fake, 3).outcome == "rolled"
+    assert serving(fake) == [image(fake, 3)] * 2
+    assert len(fake.provider.found) == 2
+    assert command.leave(fake.site) == []
+    assert fake.world.breaches == []
+
+
+def test_rollback_after_leaving_goes_to_the_version_before(fake: FakeSite) -> None:
+    stuck(fake)
+    command.leave(fake.site)
+    fake.smoke.bad_images.clear()
+    assert command.roll_back(fake.site, "app", None).outcome == "rolled"
+    assert serving(fake) == [image(fake, 1)] * 2
+
+
+@pytest.mark.parametrize("strategy", ["blue-green", "stateful"])
+def test_leaving_where_nothing_serves_keeps_the_version_before(make, strategy: str) -> None:
+    count = 1 if strategy == "stateful" else 2
+    fake = make(strategy=strategy, machines=count)
+    roll(fake, 1)
+    cut_short(fake, 2, at="register after")
+    for name in list(fake.provider.found):
+        hang(fake, name)
+    fake.pool.targets()
+    command.leave(fake.site)
+    assert serving(fake) == []
+    bring_up(fake.site)
+    assert serving(fake) == [image(fake, 1)] * count
+    assert len(fake.provider.found) == count
+
+
+@pytest.mark.parametrize("at", ["drain before", "drain after", "deregister after", "destroy after"])
+@pytest.mark.parametrize("act", [command.leave, command.abort, command.resume])
+def test_leaving_may_be_cut_short(make, at: str, act: Callable[..., list]) -> None:
+    fake = make(strategy="blue-green")
+    roll(fake, 1)
+    cut_short(fake, 2, at="admit after")
+    kill(fake, lambda: command.leave(fake.site), at=at)
+    act(fake.site)
+    bring_up(fake.site)
+    found = serving(fake)
+    assert len(found) >= 2
+    assert len(fake.provider.found) == len(found)
+    assert drift(fake.site) == []
+
+
+# A `down` that was cut short and has forgotten machines that serve.
+
+
+def forgotten(fake: FakeSite) -> list[str]:
+    roll(fake, 1)
+    cut_short(fake, 2, at="drain after", times=2)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(faults, "reach", stop_at("down.balancer.intended"))
+        take_down(fake.site)
+    return machines(fake, 2)
+
+
+def test_machines_that_a_down_has_forgotten_serve_until_others_do(make) -> None:
+    fake = make(strategy="blue-green")
+    forgotten(fake)
+    least = []
+    fake.world.at = lambda _name: least.append(len(fake.pool.serving()))
+    bring_up(fake.site)
+    assert min(least) >= 2
+    assert serving(fake) == [image(fake, 1)] * 2
+    assert len(fake.provider.found) == 2
+    assert drift(fake.site) == []
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda fake: roll(fake, 3),
+        lambda fake: command.roll_back(fake.site, "app", image(fake, 3)),
+    ],
+)
+def test_nothing_is_rolled_beside_machines_that_a_down_has_forgotten(
+    make, act: Callable[[FakeSite], object]
+) -> None:
+    fake = make(strategy="blue-green")
+    names = forgotten(fake)
+    with pytest.raises(ConfigurationError, match="the ledger does not know them") as caught:
+        act(fake)
+    assert "toolkit up test" in caught.value.hint
+    assert machines(fake, 2) == names
+    assert serving(fake) == [image(fake, 2)] * 2
+
+
+def test_abort_leaves_machines_that_a_down_has_forgotten(make) -> None:
+    fake = make(strategy="blue-green")
+    names = forgotten(fake)
+    assert command.abort(fake.site) == []
+    assert machines(fake, 2) == names
+    assert serving(fake) == [image(fake, 2)] * 2
+
+
+def test_machines_that_a_down_has_forgotten_stay_while_others_cannot_serve(make) -> None:
+    fake = make(strategy="blue-green")
+    names = forgotten(fake)
+    fake.smoke.bad_images = {image(fake, 1)}
+    with pytest.raises(ToolkitError):
+        bring_up(fake.site)
+    assert machines(fake, 2) == names
+    assert serving(fake) == [image(fake, 2)] * 2
