@@ -5,6 +5,7 @@
     │   └── NotFound            2  a role, digest, release or environment does not exist
     ├── OutsideError            3  an outside system (a host tool, the kernel, a mirror) failed
     │   ├── DeadlineExceeded    3  an outside system did not answer in time
+    │   │   └── Unhealthy       3  machines did not pass the balancer's check in time
     │   └── DidNotStart         3  a machine did not come up, or was gone before its first test
     ├── BakeFailed              1  a role did not apply, or its result could not be sealed
     ├── SmokeTestsFailed        4  new machines failed their tests; the pool never heard of them
@@ -21,6 +22,7 @@ command line is a bug, exit code 70.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import ClassVar
 
 EXIT_BUG = 70
@@ -56,6 +58,20 @@ class OutsideError(ToolkitError):
 
 class DeadlineExceeded(OutsideError):
     """Something outside did not happen in time."""
+
+
+class Unhealthy(DeadlineExceeded):
+    """Machines did not pass the balancer's check in time.
+
+    Attributes:
+        addresses: Theirs.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, addresses: Collection[str] = ()
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.addresses = frozenset(addresses)
 
 
 class DidNotStart(OutsideError):

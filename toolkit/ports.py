@@ -153,7 +153,7 @@ class Pool(Protocol):
         """Wait until the balancer's own check of every address passes.
 
         Raises:
-            DeadlineExceeded: One did not pass in time; the message says what the check saw.
+            Unhealthy: Some did not pass in time; the message says what the check saw.
         """
 
     def weigh(self, addresses: Collection[str], percent: float) -> None:

@@ -159,7 +159,8 @@ class State:
                     file.write(f"{service}\n")
         except OSError as error:
             raise OutsideError(
-                f"{self._service_file} could not be written: {error.strerror}"
+                f"{self._service_file} could not be written: {error.strerror}",
+                hint="it names the service that the state directory belongs to",
             ) from None
         self.need_service(service)
 

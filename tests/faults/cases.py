@@ -76,6 +76,8 @@ ROLLS = {
         "drain", "watch!", "admit:2", "await-healthy:2", "drain:2", "await-drained", "deregister",
         "destroy",
     ),
+    # An old machine hangs before, and is started anew on the way back.
+    "ill": ("launch:2", "smoke:2", "register:2", "await-healthy:2", "admit:3"),
     "rollback-warm": (
         "smoke", "register", "await-healthy", "admit", "drain", "await-drained", "keep-warm",
     ),
@@ -96,6 +98,8 @@ OTHERS = {
     ("certificate", "rotate"): ("certificate",),
     # A machine has died, and `up` brings it back.
     ("restore", "roll"): RESTORES,
+    # A roll that was cut short is ended as it stands.
+    ("leave", "roll"): ("drain",),
     # A machine's warm window has passed, and another is known to nobody.
     ("gc", "gc"): EFFECTS["gc"],
     # Somebody has put a place into a pool by hand.

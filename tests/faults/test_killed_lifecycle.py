@@ -157,3 +157,41 @@ def test_repair(case: Case, siege: Siege):
         recover(siege, "up", site.environment, "--repair")
     siege.check_capacity(watch)
     check_all(siege)
+
+
+@pytest.mark.parametrize("case", cases_of("leave"), ids=str)
+def test_leave(case: Case, siege: Siege):
+    """A roll in batches that was cut short in between: both versions serve, and stay."""
+    site = siege.site
+    have_all(siege)
+    siege.define("echo", strategy="rolling", batch=1)
+    with siege.watched() as watch:
+        words = ("roll", site.environment, "echo", "--image", siege.image("v2"))
+        assert siege.killed_at("roll.drain.committed", *words).exit_code == -9
+        killed = siege.killed_at(case.point, "abort", site.environment, "--leave")
+        assert killed.exit_code == -9, killed.stderr
+        if case.recovery == "abort":
+            recover(siege, "abort", site.environment)
+        else:
+            recover(siege, "abort", site.environment, "--leave")
+            assert len(site.status()["echo"]["pool"]["serving"]) == 2
+        have_all(siege)
+    siege.check_capacity(watch)
+    check_all(siege)
+
+
+def test_what_a_down_that_was_cut_short_has_forgotten_serves_until_others_do(siege: Siege):
+    """It ends the roll that was cut short first, for the version before, which serves no more."""
+    site = siege.site
+    have_all(siege)
+    siege.define("echo", strategy="blue-green")
+    words = ("roll", site.environment, "echo", "--image", siege.image("v2"))
+    with siege.watched() as watch:
+        assert siege.killed_at("roll.drain.committed", *words).exit_code == -9
+        assert siege.killed_at("down.balancer.intended", "down", site.environment).exit_code == -9
+        refused = site.toolkit.run(*words)
+        assert refused.exit_code == 2
+        assert "the ledger does not know them" in refused.error["error"]
+        recover(siege, "up", site.environment)
+    siege.check_capacity(watch)
+    check_all(siege)

@@ -14,6 +14,7 @@ import pytest
 
 from bench.echo import DOES_NOT_START, ERRORS
 from tests.faults.cases import ROLLS, Case, cases_of
+from tests.support.breakage import eventually, hang, serving
 from tests.support.siege import Siege, besieged, outcomes, recovery_limit_s
 from tests.support.site import EchoSite
 
@@ -49,6 +50,7 @@ class Scenario:
         ending: How it ends when nobody goes back: `rolled`, `discarded` or `rolled-back`.
         hooks: Playbooks that it runs.
         needs_warm: Whether machines of the other version are kept warm.
+        is_ill: Whether one of two old machines hangs.
         is_rollback: Whether the command is `rollback`.
     """
 
@@ -58,6 +60,7 @@ class Scenario:
     ending: str = "rolled"
     hooks: dict[str, str] = field(default_factory=dict)
     needs_warm: bool = False
+    is_ill: bool = False
     is_rollback: bool = False
 
     @property
@@ -76,6 +79,7 @@ SCENARIOS = {
     "stateful": Scenario({"snapshot": True}, role="count_keeper"),
     "does-not-start": Scenario(BLUE_GREEN, version=DOES_NOT_START, ending="discarded"),
     "errors": Scenario(BLUE_GREEN | {"soak": SOAK}, version=ERRORS, ending="rolled-back"),
+    "ill": Scenario(BLUE_GREEN | {"soak": SOAK}, version=ERRORS, ending="rolled-back", is_ill=True),
     "rollback-warm": Scenario(
         BLUE_GREEN | {"keep_warm_s": WARM_S}, needs_warm=True, is_rollback=True
     ),
@@ -114,6 +118,10 @@ def prepare(siege: Siege, scenario: Scenario) -> None:
         roll(siege, role, siege.other(role))
     siege.define(role, **scenario.settings)
     siege.set_hooks(**scenario.hooks)
+    if scenario.is_ill:
+        ill = serving(siege.site)[0]
+        hang(siege.site, ill)
+        eventually(lambda: ill not in serving(siege.site))
 
 
 def test_every_scenario_is_there():
@@ -130,7 +138,9 @@ def test_killed(case: Case, siege: Siege):
     words = ["roll", site.environment, role, "--image", target]
     if scenario.is_rollback:
         words = ["rollback", site.environment, role]
-    siege.check_load()
+    if not scenario.is_ill:
+        # What was asked of one that hangs still fails, one request after another.
+        siege.check_load()
     with siege.watched() as watch:
         killed = siege.killed_at(case.point, *words)
         assert killed.exit_code == -9, killed.stderr
@@ -141,7 +151,7 @@ def test_killed(case: Case, siege: Siege):
         answer = site.toolkit.run(case.recovery, site.environment)
         seconds = time.monotonic() - began
     is_back = case.recovery == "abort" or scenario.ending != "rolled"
-    siege.check_capacity(watch)
+    siege.check_capacity(watch, 1 if scenario.is_ill else 2)
     assert outcomes(answer)[0] in ({"rolled-back", "discarded"} if is_back else {"rolled"}), answer
     # Resumed, it ends with the code of one that was not cut short; an abort is what was asked for.
     codes = {"rolled": 0, "discarded": 4, "rolled-back": 5}

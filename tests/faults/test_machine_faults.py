@@ -14,6 +14,7 @@ from examples.command import Toolkit
 from tests.support.breakage import (
     eventually,
     gate,
+    hang,
     is_plain,
     serving,
     settle,
@@ -110,6 +111,34 @@ def test_one_that_dies_while_it_is_watched_is_taken_out(site):
     assert is_plain(answer, 5)
     assert "failed the balancer's health check" in answer.error["error"]
     assert (site.snapshots(), site.machines(), serving(site)) == before
+
+
+def test_an_old_one_that_hangs_is_started_anew_on_the_way_back(site):
+    settle(site, "v1", timeouts=QUICK, soak={"seconds": 60})
+    before = serving(site), site.machines()
+    image = site.image("v2", "echo")
+    running = site.toolkit.start("roll", site.environment, "echo", "--image", image)
+    eventually(lambda: started(running, "watch"))
+    ill = before[0][0]
+    hang(site, ill)
+    site.kill_machine(serving(site)[0])
+    answer = running.wait()
+    assert is_plain(answer, 5)
+    assert f"unhealthy, so started anew: {ill}" in answer.stderr
+    assert (serving(site), site.machines()) == before
+
+
+def test_one_that_hangs_is_drift_and_started_anew_when_asked(site):
+    settle(site, "v1", timeouts=QUICK)
+    before = serving(site)
+    hang(site, before[0])
+    eventually(lambda: before[0] not in serving(site))
+    told = site.toolkit.run("status", site.environment)
+    assert f"{before[0]} is meant to serve, and fails the balancer's check" in told.stderr
+    assert site.toolkit.result("up", site.environment)["machines"] == []
+    repaired = site.toolkit.result("up", site.environment, "--repair")
+    assert repaired["machines"] == before[:1]
+    assert serving(site) == before
 
 
 def test_a_smoke_test_that_never_ends_is_ended_with_all_it_has_started(site):

@@ -229,6 +229,24 @@ def test_a_stateful_roll_that_is_killed_between_two_machines(site, way_on):
     assert len(site.machines()) == 3
 
 
+def test_a_roll_that_is_left_serves_on_until_the_next_replaces_all(site):
+    settle(site, "v1", strategy="rolling", batch=1)
+    old = serving(site)
+    image = site.image("v2", "echo")
+    killed_at(site, "roll.drain.committed", "roll", site.environment, "echo", "--image", image)
+    answer = site.toolkit.run("abort", site.environment, "--leave")
+    assert is_plain(answer, 0)
+    [result] = answer.data
+    assert result["outcome"] == "left"
+    assert sorted(result["machines"]) == serving(site)
+    assert len({*serving(site)} - {*old}) == 1
+    assert len(serving(site)) == 2
+    assert leftovers(site.state, site.state_id, site.machines(), site.environment) == []
+    assert site.roll("echo", "v2").data["outcome"] == "rolled"
+    assert len(serving(site)) == 2
+    assert leftovers(site.state, site.state_id, site.machines(), site.environment) == []
+
+
 def test_a_dead_machine_is_drift_too(site):
     settle(site, "v1")
     name = serving(site)[0]

@@ -386,6 +386,18 @@ class TestTcpPool(PoolContract):
         return PublicSite(ground, "stream")
 
 
+def test_pool_that_haproxy_does_not_have_yet_is_empty(ground: Ground) -> None:
+    config = replace(ground.config.pools[1], role="later")
+    pool = HaproxyPool(balancer=ground.balancer, config=config)
+    assert pool.targets() == []
+    pool.deregister(MACHINES)
+    pool.drain(MACHINES)
+    assert pool.await_drained(MACHINES, deadline_s=1.0)
+    with pytest.raises(OutsideError, match="pool later has 0 free slots, 1 are needed") as caught:
+        pool.register(MACHINES[:1])
+    assert "toolkit up" in caught.value.hint
+
+
 def put_into_service(pool: HaproxyPool, *addresses: str) -> None:
     pool.register(addresses)
     pool.await_healthy(addresses, deadline_s=PATIENCE_S)

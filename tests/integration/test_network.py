@@ -190,6 +190,32 @@ def test_the_next_machine_has_the_address_at_once(network: EnvironmentNetwork) -
         network.detach(machine(network, name))
 
 
+def test_it_grows_and_shrinks_around_machines(network: EnvironmentNetwork) -> None:
+    network.attach(machine(network), FIRST)
+    for wanted in ("10.78.0.0/25", "10.78.0.0/16"):
+        other = EnvironmentNetwork(
+            namespace=network.namespace, network=ipaddress.ip_network(wanted)
+        )
+        other.up()
+        assert other.is_up()
+        with listen(network.namespace, GATEWAY):
+            assert is_reached(machine(network), GATEWAY)
+
+
+def test_its_gateway_does_not_move_from_under_machines(network: EnvironmentNetwork) -> None:
+    network.attach(machine(network), FIRST)
+    other = EnvironmentNetwork(
+        namespace=network.namespace, network=ipaddress.ip_network("10.76.0.0/14")
+    )
+    with pytest.raises(ConfigurationError, match=rf"10\.76\.0\.1, and .* as {GATEWAY}"):
+        other.up()
+    with listen(network.namespace, GATEWAY):
+        assert is_reached(machine(network), GATEWAY)
+    network.detach(machine(network))
+    other.up()
+    assert other.is_up()
+
+
 def test_detaching_what_is_not_there_is_fine(network: EnvironmentNetwork) -> None:
     network.detach(machine(network))
     network.attach(machine(network), FIRST)

@@ -130,6 +130,12 @@ def send(pid: int, number: signal.Signals) -> None:
         pass
 
 
+def hang(site: Site, machine: str) -> None:
+    """Let the machine of `echo` run on and answer nobody."""
+    words = ("systemctl", "kill", "--signal=SIGSTOP", "echo.service")
+    assert site.run_inside(machine, *words).exit_code == 0
+
+
 def places(site: Site, role: str) -> list[str]:
     """Return a pool's places as `ADDRESS:PORT WEIGHT STATE`, whichever slots they are."""
     return sorted(line.partition(" ")[2] for line in site.snapshots()[role].splitlines())

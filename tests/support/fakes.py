@@ -12,10 +12,10 @@ from pathlib import Path
 
 from toolkit.errors import (
     ConfigurationError,
-    DeadlineExceeded,
     NotFound,
     OutsideError,
     ToolkitError,
+    Unhealthy,
 )
 from toolkit.ledger.ledger import Ledger
 from toolkit.model import (
@@ -123,8 +123,7 @@ class FakePool:
 
     def targets(self) -> Sequence[Target]:
         self._need_reachable()
-        for place in self._used():
-            place.is_healthy = place.is_healthy and self._answers(place)
+        # What the last check has seen: who has failed since is found out with the next.
         seen = [
             Target(
                 slot=f"slot{number}",
@@ -164,7 +163,7 @@ class FakePool:
             self._check()
         bad = [place.address for place in self._require(addresses) if not place.is_healthy]
         if bad:
-            raise DeadlineExceeded(f"{', '.join(bad)} not healthy after {deadline_s:g} s")
+            raise Unhealthy(f"{', '.join(bad)} not healthy after {deadline_s:g} s", addresses=bad)
 
     def weigh(self, addresses: Collection[str], percent: float) -> None:
         self._need_reachable()

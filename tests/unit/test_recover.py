@@ -52,6 +52,7 @@ from toolkit.roll.expire import retire
 from toolkit.roll.lifecycle import bring_up, take_down
 from toolkit.roll.observe import drift, observe
 from toolkit.roll.recover import find_drift, find_orphans, remove_orphans
+from toolkit.roll.site import Site
 
 
 def test_version_that_fails_its_tests_is_discarded_unheard_of(fake: FakeSite) -> None:
@@ -481,11 +482,14 @@ def test_up_leaves_an_unfinished_roll_alone(fake: FakeSite) -> None:
     assert fake.pool.serving() == before
 
 
-def test_up_does_not_move_the_network_away_from_under_machines(fake: FakeSite) -> None:
+# Of the second, the address of one machine is the one for all.
+@pytest.mark.parametrize("network", ["10.8.0.0/24", "10.9.0.0/30"])
+def test_up_does_not_move_the_network_away_from_under_machines(
+    fake: FakeSite, network: str
+) -> None:
     roll(fake, 1)
-    name = sorted(fake.provider.found)[0]
-    network = ipaddress.IPv4Network("10.8.0.0/24")
-    moved = replace(fake.site, environment=replace(fake.site.environment, network=network))
+    name = sorted(fake.provider.found)[-1]
+    moved = with_network(fake, network)
     fake.balancer.stop()
     with pytest.raises(ConfigurationError, match=rf"network: .*{name} \(10\.") as caught:
         bring_up(moved)
@@ -494,6 +498,22 @@ def test_up_does_not_move_the_network_away_from_under_machines(fake: FakeSite) -
     command.abort(fake.site)
     take_down(moved)
     assert bring_up(moved) == []
+
+
+def with_network(fake: FakeSite, network: str) -> Site:
+    wanted = ipaddress.IPv4Network(network)
+    return replace(fake.site, environment=replace(fake.site.environment, network=wanted))
+
+
+def test_up_leaves_room_for_machines_that_a_way_back_must_start_again(make) -> None:
+    """The old machine is removed and forgotten; a roll that was cut short has its address."""
+    fake = make(strategy="stateful", machines=1)
+    roll(fake, 1)
+    [name] = fake.provider.found
+    cut_short(fake, 2, at="destroy after")
+    fake.site.ledger.forget_machines([name])
+    with pytest.raises(ConfigurationError, match=rf"{name} \(10\."):
+        bring_up(with_network(fake, "10.8.0.0/24"))
 
 
 def test_up_that_was_cut_short_is_done_by_the_next(fake: FakeSite) -> None:

@@ -323,11 +323,11 @@ def test_copying_all_volumes_has_one_deadline(
     now, allowed, run = [0.0], [], shell.run
 
     def slow(argv: Any, *, timeout_s: float, **more: Any) -> shell.Completed:
-        allowed.append(timeout_s)
+        allowed.append((argv[0], timeout_s))
         now[0] += 400.0
         return run(argv, timeout_s=60.0, **more)
 
     monkeypatch.setattr(shell, "run", slow)
     monkeypatch.setattr(nspawn.time, "monotonic", lambda: now[0])
     provider.snapshot("db", "roll-1")
-    assert allowed == [600.0, 200.0]
+    assert allowed == [("cp", 600.0), ("sync", 200.0), ("cp", 0.1), ("sync", 0.1)]

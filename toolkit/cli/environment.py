@@ -9,7 +9,11 @@ from toolkit.cli.context import Context, json_option, wait_option
 
 @click.command()
 @click.argument("environment")
-@click.option("--repair", is_flag=True, help="Put places right that were changed by hand.")
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Put places right that were changed by hand, and start members anew that hang.",
+)
 @wait_option
 @json_option
 @click.pass_obj

@@ -16,7 +16,13 @@ from toolkit.machines.evidence import Subject
 from toolkit.model import Image, LaunchOrder, Machine, MachineState, Snapshot
 from toolkit.network.names import namespace_path
 from toolkit.network.namespaces import EnvironmentNetwork
-from toolkit.state import State, make_durable, make_private, write_atomically
+from toolkit.state import (
+    State,
+    make_durable,
+    make_private,
+    sync_directory,
+    write_atomically,
+)
 
 SNAPSHOT_TIMEOUT_S = 600.0
 """For all volumes of a role: the lease is not renewed meanwhile, and must outlast it."""
@@ -111,12 +117,19 @@ class NspawnProvider:
                 partial = target.with_name(f".{target.name}.partial")
                 shutil.rmtree(partial, ignore_errors=True)
                 make_durable(partial.parent)
-                shell.run(
+                commands: list[list[str | Path]] = [
                     ["cp", "--archive", "--reflink=auto", volume, partial],
-                    env=shell.environment(),
-                    timeout_s=max(deadline - time.monotonic(), 0.1),
-                )
+                    # A copy that has its name is whole, also after a power failure.
+                    ["sync", "--file-system", partial],
+                ]
+                for argv in commands:
+                    shell.run(
+                        argv,
+                        env=shell.environment(),
+                        timeout_s=max(deadline - time.monotonic(), 0.1),
+                    )
                 partial.rename(target)
+                sync_directory(target.parent)
             copies.append(str(target))
         return copies
 

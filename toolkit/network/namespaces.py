@@ -70,10 +70,18 @@ class EnvironmentNetwork:
         """Make the environment's namespace and bridge.
 
         Raises:
+            ConfigurationError: Machines are there that know the gateway by another address.
             OutsideError: The kernel refused.
         """
         is_new = _ensure_namespace(self.namespace)
         bridge = None if is_new else _links(self.namespace).get(BRIDGE)
+        found = _addresses(bridge or {})
+        if found and not self._is_gateway_among(found) and self.machine_namespaces():
+            raise ConfigurationError(
+                f"network {self.network} has the gateway {self.gateway}, and the machines that are "
+                f"there know it as {found[0].partition('/')[0]}",
+                hint="take the environment down first, or name their network again",
+            )
         commands = ["link set dev lo up"]
         if bridge is None:
             commands += [
@@ -89,7 +97,7 @@ class EnvironmentNetwork:
         ]
         commands += [
             f"addr del {stale} dev {BRIDGE}"
-            for stale in _addresses(bridge or {})
+            for stale in found
             if stale != f"{self.gateway}/{self.network.prefixlen}"
         ]
         _batch(self.namespace, commands)
@@ -219,6 +227,9 @@ class EnvironmentNetwork:
 
     def _bridge_has_gateway(self, bridge: dict[str, Any]) -> bool:
         return f"{self.gateway}/{self.network.prefixlen}" in _addresses(bridge)
+
+    def _is_gateway_among(self, addresses: Sequence[str]) -> bool:
+        return any(one.partition("/")[0] == self.gateway for one in addresses)
 
     def _check_machine(self, machine_namespace: str, address: str | None = None) -> None:
         if not _NAME.fullmatch(machine_namespace) or not machine_namespace.startswith(

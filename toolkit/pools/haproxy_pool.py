@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from toolkit.errors import DeadlineExceeded, OutsideError
+from toolkit.errors import DeadlineExceeded, OutsideError, Unhealthy
 from toolkit.model import Counters, Target, TargetState
 from toolkit.pools import haproxy_socket, host
 from toolkit.pools.haproxy import HaproxyProcess
@@ -165,7 +165,7 @@ class HaproxyPool:
 
         Raises:
             OutsideError: An address has no slot.
-            DeadlineExceeded: One did not pass in time; the message says what the check saw.
+            Unhealthy: One did not pass in time; the message says what the check saw.
         """
         missing: list[_Slot] = []
 
@@ -180,9 +180,10 @@ class HaproxyPool:
 
         if not host.wait(are_healthy, timeout_s=deadline_s, poll_s=_POLL_S):
             seen = "; ".join(f"{slot.address}: {self._describe(slot)}" for slot in missing)
-            raise DeadlineExceeded(
+            raise Unhealthy(
                 f"pool {self._role}: not healthy after {deadline_s:g} s: {seen}",
                 hint="the health check asks the machines' own port; see the machines' logs",
+                addresses=[slot.address for slot in missing],
             )
 
     def admit(self, addresses: Collection[str]) -> None:
@@ -340,6 +341,9 @@ class HaproxyPool:
         answer = worker.ask(
             [f"show servers state {self._backend}", f"show stat {self._backend} 4 -1"]
         )
+        if haproxy_socket.is_backend_unknown(answer):
+            # The role is new in the environment, and `up` has not been run since.
+            return []
         counts = {row["svname"]: row for row in haproxy_socket.parse_stat(answer)}
         return [
             (_slot(row, counts[row["srv_name"]]), counts[row["srv_name"]])

@@ -148,6 +148,11 @@ def has_servers_state(text: str) -> bool:
     return _STATE_HEADER in text
 
 
+def is_backend_unknown(text: str) -> bool:
+    """Whether HAProxy says that its configuration has no such backend."""
+    return "Can't find backend." in text
+
+
 def parse_servers_state(text: str) -> list[dict[str, str]]:
     """Return the rows of `show servers state` found in `text`, each by column name."""
     header, *rows = (line.split(" ") for line in _table(text, header=_STATE_HEADER))

@@ -66,6 +66,7 @@ class LocalBalancer:
         newest_version: Callable[[], int | None],
     ) -> None:
         self._environment = environment
+        self._runtime = runtime
         self._ram = ram
         self._edge_secrets = edge_secrets
         self._newest_version = newest_version
@@ -81,6 +82,8 @@ class LocalBalancer:
         is_public = any(one.public for one in self._environment.deployments.values())
         version = self._write_certificate() if is_public else None
         make_private(self.config.runtime_directory.parent)
+        if any(pool.tls for pool in self.config.pools):
+            self._write_authority()
         try:
             self._process.ensure(render(self.config))
         except host.AddressRefused as error:
@@ -143,6 +146,10 @@ class LocalBalancer:
         return self._ram / "edge.pem"
 
     @property
+    def _authority(self) -> Path:
+        return self._runtime / "authority.pem"
+
+    @property
     def _version_file(self) -> Path:
         return self.config.runtime_directory / "edge.version"
 
@@ -157,6 +164,23 @@ class LocalBalancer:
         if admin.certificate_fingerprint(self._certificate) != wanted:
             admin.replace_certificate(self._certificate)
         write_atomically(self._version_file, str(version).encode())
+
+    def _write_authority(self) -> None:
+        """Write the file of whom machines' certificates are from.
+
+        Of its own, so that a project is the same wherever it lies: HAProxy is reloaded when the
+        text of its configuration changes.
+        """
+        file = self._environment.directory / "authority.pem"
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise ConfigurationError(
+                f"{file}: {error.strerror}; roles that speak https need it",
+                hint=f"run 'toolkit secrets init {self._environment.name}'",
+            ) from None
+        make_private(self._runtime)
+        write_atomically(self._authority, content)
 
     def _write_certificate(self) -> int:
         """Write the certificate's file; return its version."""
@@ -179,7 +203,7 @@ class LocalBalancer:
         tls = None
         if spec.protocol == "https":
             tls = UpstreamTls(
-                self._environment.directory / "authority.pem",
+                self._authority,
                 machine_tls_name(role, self._environment.name),
             )
         return PoolConfig(

@@ -57,7 +57,8 @@ def need_up(site: Site) -> None:
     name = site.environment.name
     is_up = site.ledger.is_up(name)
     if not is_up or not site.network.is_up() or not site.balancer.is_running():
-        state = "is recorded as up but its network or balancer is gone" if is_up else "is not up"
+        gone = "is recorded as up, but its network or balancer is gone or not as configured"
+        state = gone if is_up else "is not up"
         raise ConfigurationError(f"{name} {state}", hint=f"run 'toolkit up {name}'")
 
 

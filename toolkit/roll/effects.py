@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -269,7 +269,7 @@ class Effects:
         """Make sure that machines which were admitted have not failed since.
 
         Raises:
-            DeadlineExceeded: One fails the balancer's check.
+            Unhealthy: One fails the balancer's check.
         """
         self._crew.pool.await_healthy(self._addresses(machines), deadline_s=RECOVERY_LIMIT_S)
 
@@ -277,14 +277,14 @@ class Effects:
         """Return the names of the machines that run, of all roles."""
         return running_names(self._crew.provider.machines())
 
-    def ailing(self, machines: Collection[str]) -> set[str]:
-        """Return those of the machines that fail the balancer's check, or have no place."""
-        well = {target.address for target in self._crew.pool.targets() if target.is_healthy}
-        return {name for name in machines if self.address(name) not in well}
-
     def serving(self) -> set[str]:
         """Return the addresses that the balancer sends requests to."""
         return {target.address for target in self._crew.pool.targets() if target.is_serving}
+
+    def ready(self) -> set[str]:
+        """Return the addresses that get requests while their check passes."""
+        targets = self._crew.pool.targets()
+        return {one.address for one in targets} - withdrawn_addresses(targets)
 
     def placed(self) -> set[str]:
         """Return the addresses that have a place in the pool to admit them to."""

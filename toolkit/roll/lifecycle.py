@@ -78,13 +78,18 @@ def _need_reachable(site: Site) -> None:
     """Refuse to move the network away from under machines.
 
     Raises:
-        ConfigurationError: One has an address that is not in the network.
+        ConfigurationError: One has an address that the network has for no machine.
     """
-    network = site.environment.network
+    network, name = site.environment.network, site.environment.name
+    usable = range(int(network.network_address) + 2, int(network.broadcast_address))
+    known = {one.name: one.address for one in site.ledger.machines(name)}
+    for roll in site.ledger.unfinished_rolls(name):
+        # Going back may have to start one again that is forgotten.
+        known |= {one["name"]: one["address"] for one in roll.order["records"]}
     cut_off = [
-        f"{one.name} ({one.address})"
-        for one in site.ledger.machines(site.environment.name)
-        if ipaddress.IPv4Address(one.address) not in network
+        f"{machine} ({address})"
+        for machine, address in known.items()
+        if int(ipaddress.IPv4Address(address)) not in usable
     ]
     if cut_off:
         raise ConfigurationError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from toolkit.errors import DeadlineExceeded, LeaseHeld, ToolkitError
+from toolkit.errors import LeaseHeld, ToolkitError, Unhealthy
 from toolkit.ledger.ledger import MachineRecord
 from toolkit.model import TargetState, running_names
 from toolkit.roll.expire import remove_machines
@@ -106,9 +106,8 @@ def _find_ill(site: Site, role: str) -> list[MachineRecord]:
     ]
     try:
         pool.await_healthy(ready, deadline_s=RECOVERY_LIMIT_S)
-    except DeadlineExceeded:
-        well = {target.address for target in pool.targets() if target.is_healthy}
-        return [members[address] for address in ready if address not in well]
+    except Unhealthy as error:
+        return [members[address] for address in ready if address in error.addresses]
     return []
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from toolkit import errors, interrupt
 from toolkit.errors import (
-    DeadlineExceeded,
     DidNotStart,
     DoesBadly,
     Interrupted,
@@ -17,6 +16,7 @@ from toolkit.errors import (
     RolledBack,
     SmokeTestsFailed,
     ToolkitError,
+    Unhealthy,
 )
 from toolkit.progress import step
 from toolkit.roll.effects import Effects
@@ -153,8 +153,8 @@ class Roll:
         self._do_all(way.opening)
         try:
             self._do_all(way.check)
-        except DeadlineExceeded:
-            ill = self._effects.ailing(way.relied_on)
+        except Unhealthy as error:
+            ill = {name for name in way.relied_on if self._effects.address(name) in error.addresses}
             self._crew.progress.note(f"unhealthy, so started anew: {', '.join(sorted(ill))}")
         self._do_all(way.arrival(ill))
         return self._serve_again((*way.ended, *sorted(ill)), ill=ill)
@@ -220,11 +220,17 @@ class Roll:
 
     def _restore_serving(self) -> None:
         """Have new machines serve that did when the roll was cut short; old ones go only then."""
-        serving = self._effects.serving()
-        absent = [n for n in self._order.plan.new if self._effects.address(n) not in serving]
+        new, address = self._order.plan.new, self._effects.address
+        ill: set[str] = set()
+        ready = self._effects.ready()
+        try:
+            self._effects.need_serving([name for name in new if address(name) in ready])
+        except Unhealthy as error:
+            ill = {name for name in new if address(name) in error.addresses}
+        absent = [name for name in new if name in ill or address(name) not in ready]
         with self._smoke_failure_is(f"{self._order.role} does not serve again"):
-            for error in self._serve_again(absent).values():
-                raise error
+            for failure in self._serve_again(absent, ill=ill).values():
+                raise failure
 
     @contextmanager
     def _smoke_failure_is(self, what: str) -> Iterator[None]:
