@@ -99,7 +99,7 @@ OTHERS = {
     # A machine has died, and `up` brings it back.
     ("restore", "roll"): RESTORES,
     # A roll that was cut short is ended as it stands.
-    ("leave", "roll"): ("drain",),
+    ("leave", "roll"): ("drain", "deregister", "destroy"),
     # A machine's warm window has passed, and another is known to nobody.
     ("gc", "gc"): EFFECTS["gc"],
     # Somebody has put a place into a pool by hand.

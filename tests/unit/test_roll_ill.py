@@ -377,10 +377,18 @@ def forgotten(fake: FakeSite) -> list[str]:
 def test_machines_that_a_down_has_forgotten_serve_until_others_do(make) -> None:
     fake = make(strategy="blue-green")
     forgotten(fake)
-    least = []
-    fake.world.at = lambda _name: least.append(len(fake.pool.serving()))
+    least, going = [], []
+
+    def watch(name: str) -> None:
+        least.append(len(fake.pool.serving()))
+        if name == "deregister before":
+            going.append(len(fake.pool.serving()))
+
+    fake.world.at = watch
     bring_up(fake.site)
     assert min(least) >= 2
+    # They have drained by then.
+    assert going == [2, 2]
     assert serving(fake) == [image(fake, 1)] * 2
     assert len(fake.provider.found) == 2
     assert drift(fake.site) == []

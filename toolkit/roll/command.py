@@ -24,7 +24,6 @@ from toolkit.roll.conduct import (
     unchanged,
 )
 from toolkit.roll.ending import end_left
-from toolkit.roll.journal import Journal
 from toolkit.roll.lease import Lease
 from toolkit.roll.observe import need_settled
 from toolkit.roll.order import RollOrder, RollReport
@@ -205,7 +204,7 @@ def leave(site: Site, *, wait_s: float = 0.0) -> list[RollResult]:
     """End whatever was cut short as it stands: machines that serve stay, of both versions.
 
     For when neither version can be had in full. All others go, and the next roll replaces those
-    that stay. A machine's share of the traffic is left as it is.
+    that stay.
     """
     name = site.environment.name
     results = []
@@ -213,19 +212,8 @@ def leave(site: Site, *, wait_s: float = 0.0) -> list[RollResult]:
         for record in site.ledger.unfinished_rolls(name):
             began = time.monotonic()
             need_role_of(site, record)
-            pool, known = site.pools[record.role], record.order["records"]
-            serving = {target.address for target in pool.targets() if target.is_serving}
-            leaving = [one for one in known if one["address"] not in serving]
-            addresses = [one["address"] for one in leaving]
-            place = {"environment": name, "role": record.role, "roll": record.id}
-            journal = Journal(held.ledger, place, scope="roll")
-            with journal.effect("drain", {"machines": [one["name"] for one in leaving]}):
-                # They may still be answering what they got before.
-                pool.drain(addresses)
-                timeouts = site.environment.deployments[record.role].timeouts
-                pool.await_drained(addresses, deadline_s=timeouts.drain_s)
-            kept = end_left(held.ledger, record, serving)
-            site.progress.note(f"{record.id} of {record.role} ends; {', '.join(kept)} stay")
+            kept = end_left(site, held.ledger, record)
+            site.progress.note(f"{record.id} of {record.role} ends, and {', '.join(kept)} stay")
             seconds = time.monotonic() - began
             results.append(
                 RollResult(
