@@ -331,6 +331,21 @@ def test_rollback_after_leaving_goes_to_the_version_before(fake: FakeSite) -> No
     assert serving(fake) == [image(fake, 1)] * 2
 
 
+def test_leaving_keeps_what_is_warm_and_has_a_place(make) -> None:
+    fake = make(strategy="blue-green", keep_warm_s=600.0)
+    roll(fake, 1)
+    roll(fake, 2)
+    warm = machines(fake, 1)
+    cut_short(fake, 3, at="deregister after")
+    command.leave(fake.site)
+    assert len(machines(fake, 1)) == 1
+    assert serving(fake) == [image(fake, 2)] * 2
+    records = {one.name: one.standing for one in fake.site.ledger.machines("test")}
+    assert [records.get(name) for name in warm].count("warm") == 1
+    assert len(records) == 3
+    assert drift(fake.site) == []
+
+
 @pytest.mark.parametrize("strategy", ["blue-green", "stateful"])
 def test_leaving_where_nothing_serves_keeps_the_version_before(make, strategy: str) -> None:
     count = 1 if strategy == "stateful" else 2
