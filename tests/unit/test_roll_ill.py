@@ -304,6 +304,8 @@ def test_member_that_hangs_is_drift_and_started_anew_when_asked(fake: FakeSite) 
 
 # Left as it stands.
 
+MIXED = "app has machines of several images: 'toolkit roll test app' replaces them all"
+
 
 def test_roll_that_neither_version_can_end_is_left_and_the_next_replaces_all(
     fake: FakeSite,
@@ -315,7 +317,7 @@ def test_roll_that_neither_version_can_end_is_left_and_the_next_replaces_all(
     assert ill not in fake.provider.found
     assert serving(fake) == [image(fake, 1), image(fake, 2)]
     assert fake.site.ledger.rolls("test")[0].outcome == "left"
-    assert drift(fake.site) == []
+    assert drift(fake.site) == [MIXED]
     assert roll(fake, 3).outcome == "rolled"
     assert serving(fake) == [image(fake, 3)] * 2
     assert len(fake.provider.found) == 2
@@ -374,7 +376,7 @@ def test_leaving_may_be_cut_short(make, at: str, act: Callable[..., list]) -> No
     found = serving(fake)
     assert len(found) >= 2
     assert len(fake.provider.found) == len(found)
-    assert drift(fake.site) == []
+    assert drift(fake.site) == ([MIXED] if len({*found}) > 1 else [])
 
 
 # A `down` that was cut short and has forgotten machines that serve.

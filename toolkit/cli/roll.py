@@ -159,6 +159,8 @@ def _check(role: str | None, image: str | None, release: str | None) -> None:
 def _as_text(result: RollResult) -> str:
     if result.outcome == "unchanged":
         return f"{result.role}: unchanged, {short(result.image)} serves already"
+    if result.outcome == "left":
+        return f"{result.role}: left as it stood, with {', '.join(result.machines)}"
     steps = ", ".join(f"{name} {value:.1f}" for name, value in result.report.seconds.items())
     passed = sum(check.is_passed for check in result.report.smoke)
     lines = [

@@ -212,8 +212,8 @@ def leave(site: Site, *, wait_s: float = 0.0) -> list[RollResult]:
         for record in site.ledger.unfinished_rolls(name):
             began = time.monotonic()
             need_role_of(site, record)
+            site.progress.note(f"leave {record.id} of {record.role}")
             kept = end_left(site, held.ledger, record)
-            site.progress.note(f"{record.id} of {record.role} ends, and {', '.join(kept)} stay")
             seconds = time.monotonic() - began
             results.append(
                 RollResult(

@@ -76,6 +76,11 @@ def drift(site: Site) -> list[str]:
         is_for_up = is_for_up or (bool(found) and role not in undecided)
     if is_for_up and has_balancer:
         sentences.append(f"'toolkit up {name} --repair' puts this right")
+    sentences += [
+        f"{role} has machines of several images: 'toolkit roll {name} {role}' replaces them all"
+        for role in site.pools
+        if role not in undecided and len({one.image for one in site.members(role)}) > 1
+    ]
     if has_balancer and not site.balancer.is_current():
         sentences.append(
             "the balancer serves an older certificate than its vault has: "
