@@ -78,6 +78,10 @@ class HaproxyProcess:
         master = self._running()
         return [] if master is None else [master.pid, *children(master.pid)]
 
+    def config_text(self) -> str | None:
+        """Return the configuration that it runs with; None when it does not run."""
+        return self._config.read_text() if self.is_running() else None
+
     def ensure(self, config_text: str) -> None:
         """Have HAProxy run with this configuration; every slot stays as it is.
 
@@ -214,6 +218,9 @@ class HaproxyProcess:
         master = self._running()
         if master is None:
             raise OutsideError(f"haproxy in {self.directory} has ended")
+        # It may have lost its name to another process of the same environment.
+        namespace = haproxy_config.namespace_of(config_text)
+        host.name_own_namespace(haproxy_config.host_namespace(namespace))
         previous = self._config.read_text()
         listening = haproxy_config.public_addresses(previous)
         host.check_ports_free(haproxy_config.public_addresses(config_text) - listening)

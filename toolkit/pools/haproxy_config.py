@@ -222,6 +222,19 @@ def public_addresses(text: str) -> frozenset[str]:
     return frozenset(_PUBLIC_BIND.findall(text))
 
 
+def sections(text: str) -> dict[str, str]:
+    """Return the sections of a configuration file, by the line that begins each."""
+    found = re.split(r"^(?=[a-z])", text, flags=re.MULTILINE)[1:]
+    return {section.partition("\n")[0].strip(): section for section in found}
+
+
+def internal_address(text: str, role: str) -> str | None:
+    """Return where other machines reach a role, by a configuration file; None if nowhere."""
+    section = sections(text).get(f"frontend internal_{role}", "")
+    found = re.search(r"^ *bind (\S+)$", section, flags=re.MULTILINE)
+    return found[1] if found else None
+
+
 def namespace_of(text: str) -> str:
     """Return the environment's namespace, in which HAProxy is to run with a configuration file.
 

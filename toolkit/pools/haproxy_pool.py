@@ -8,15 +8,14 @@ gets one. Servers that are added at run time are no way: they take traffic befor
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final
 
 from toolkit.errors import DeadlineExceeded, OutsideError, Unhealthy
-from toolkit.model import Counters, Target, TargetState
+from toolkit.model import Counters, Target
 from toolkit.pools import haproxy_socket, host
 from toolkit.pools.haproxy import HaproxyProcess
 from toolkit.pools.haproxy_config import FREE_ADDRESS, FREE_PORT, PoolConfig, Protocol, backend_name
+from toolkit.pools.haproxy_slot import STATES, Slot, slot_of
 from toolkit.pools.haproxy_socket import HaproxySocket
 
 _POLL_S: Final = 0.05
@@ -25,78 +24,6 @@ _EXPECTED_ANSWERS: Final = ("IP changed from", "port changed from", "no need to 
 
 ERROR_COUNTERS = ("hrsp_5xx", "econ", "eresp")
 """5xx answers, connections that failed, connections that broke before an answer."""
-
-
-class _Admin(StrEnum):
-    """What HAProxy was told to do with a slot."""
-
-    MAINTENANCE = "maint"
-    DRAIN = "drain"
-    READY = "ready"
-
-
-_STATES: Final = {
-    _Admin.MAINTENANCE: TargetState.MAINTENANCE,
-    _Admin.DRAIN: TargetState.DRAINING,
-    _Admin.READY: TargetState.READY,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Slot:
-    """A slot as a worker reports it.
-
-    Attributes:
-        name: Of the server in the configuration.
-        address: IP address, `FREE_ADDRESS` if nobody has the slot.
-        port: Where the slot points.
-        weight: Share of the traffic.
-        whole_weight: The same as it is configured.
-        admin: What HAProxy was told.
-        is_up: HAProxy's own verdict after enough checks.
-        has_full_health: Whether no check has failed since it was seen as healthy. One that
-            has left maintenance without having been checked has less.
-        check: Status of the last check that has ended, such as `L7OK`.
-        detail: What the last check saw, as far as HAProxy says.
-        sessions: Running and queued.
-    """
-
-    name: str
-    address: str
-    port: int
-    weight: int
-    whole_weight: int
-    admin: _Admin
-    is_up: bool
-    has_full_health: bool
-    check: str
-    detail: str
-    sessions: int
-
-    @property
-    def is_reset(self) -> bool:
-        """Whether nothing is left of whoever had the slot."""
-        return self.admin is _Admin.MAINTENANCE and self._points_nowhere
-
-    @property
-    def is_taken(self) -> bool:
-        """Whether a machine has the slot.
-
-        A state alone, without an address, is what a command cut short has left.
-        """
-        return self.admin is not _Admin.MAINTENANCE and not self._points_nowhere
-
-    @property
-    def is_held(self) -> bool:
-        """Whether a machine's slot is in maintenance, as nobody but an operator leaves it.
-
-        Who frees a slot takes its address away first.
-        """
-        return self.admin is _Admin.MAINTENANCE and not self._points_nowhere
-
-    @property
-    def _points_nowhere(self) -> bool:
-        return self.address == FREE_ADDRESS and self.port == FREE_PORT
 
 
 class HaproxyPool:
@@ -121,7 +48,7 @@ class HaproxyPool:
             Target(
                 slot=slot.name,
                 address=slot.address,
-                state=_STATES[slot.admin],
+                state=STATES[slot.admin],
                 is_healthy=slot.is_up,
                 sessions=slot.sessions,
                 percent=100.0 * slot.weight / slot.whole_weight,
@@ -167,7 +94,7 @@ class HaproxyPool:
             OutsideError: An address has no slot.
             Unhealthy: One did not pass in time; the message says what the check saw.
         """
-        missing: list[_Slot] = []
+        missing: list[Slot] = []
 
         def are_healthy() -> bool:
             nonlocal missing
@@ -253,7 +180,7 @@ class HaproxyPool:
         still carry.
         """
 
-        def carried() -> Iterator[_Slot]:
+        def carried() -> Iterator[Slot]:
             yield from self._slots()
             for worker in self._balancer.leaving_workers():
                 yield from self._slots_of_leaving(worker)
@@ -295,7 +222,7 @@ class HaproxyPool:
             for slot in sorted(self._slots(), key=lambda slot: slot.name)
         )
 
-    def _server(self, slot: _Slot) -> str:
+    def _server(self, slot: Slot) -> str:
         return f"{self._backend}/{slot.name}"
 
     def _change(self, commands: Sequence[str]) -> None:
@@ -311,7 +238,7 @@ class HaproxyPool:
             raise OutsideError(f"pool {self._role}: haproxy did not report its state")
         self._balancer.remember(f"1\n# be_id {table}")
 
-    def _require(self, addresses: Collection[str]) -> list[_Slot]:
+    def _require(self, addresses: Collection[str]) -> list[Slot]:
         slots = self._slots()
         found = {slot.address: slot for slot in slots if slot.is_taken}
         unknown = sorted(set(addresses) - set(found))
@@ -324,10 +251,10 @@ class HaproxyPool:
             raise OutsideError(f"pool {self._role} has no slot for {', '.join(unknown)}")
         return [found[address] for address in dict.fromkeys(addresses)]
 
-    def _slots(self) -> list[_Slot]:
+    def _slots(self) -> list[Slot]:
         return [slot for slot, _ in self._rows(self._balancer.admin)]
 
-    def _slots_of_leaving(self, worker: HaproxySocket) -> list[_Slot]:
+    def _slots_of_leaving(self, worker: HaproxySocket) -> list[Slot]:
         """Return the slots as a worker reports them that may end at any moment: none if it has."""
         try:
             return [slot for slot, _ in self._rows(worker)]
@@ -336,7 +263,7 @@ class HaproxyPool:
         except OutsideError:
             return []
 
-    def _rows(self, worker: HaproxySocket) -> list[tuple[_Slot, dict[str, str]]]:
+    def _rows(self, worker: HaproxySocket) -> list[tuple[Slot, dict[str, str]]]:
         """Return the slots as a worker reports them, each with its row of `show stat`."""
         answer = worker.ask(
             [f"show servers state {self._backend}", f"show stat {self._backend} 4 -1"]
@@ -346,11 +273,11 @@ class HaproxyPool:
             return []
         counts = {row["svname"]: row for row in haproxy_socket.parse_stat(answer)}
         return [
-            (_slot(row, counts[row["srv_name"]]), counts[row["srv_name"]])
+            (slot_of(row, counts[row["srv_name"]]), counts[row["srv_name"]])
             for row in haproxy_socket.parse_servers_state(answer)
         ]
 
-    def _describe(self, slot: _Slot) -> str:
+    def _describe(self, slot: Slot) -> str:
         if slot.check in ("", "INI"):
             return "no check has ended yet"
         if slot.check == self._passed:
@@ -358,7 +285,7 @@ class HaproxyPool:
         return f"{slot.check} {slot.detail}".strip()
 
 
-def _assign(addresses: Sequence[str], free: Sequence[_Slot]) -> Iterator[tuple[str, _Slot]]:
+def _assign(addresses: Sequence[str], free: Sequence[Slot]) -> Iterator[tuple[str, Slot]]:
     """Choose a slot for each address: the one held for it, or else one that is held for nobody.
 
     One that is held for another machine is taken last.
@@ -372,28 +299,3 @@ def _assign(addresses: Sequence[str], free: Sequence[_Slot]) -> Iterator[tuple[s
 
 def _number(row: dict[str, str], name: str) -> int:
     return int(row.get(name) or 0)
-
-
-def _slot(row: dict[str, str], counts: dict[str, str]) -> _Slot:
-    flags = int(row["srv_admin_state"])
-    if flags & haproxy_socket.ADMIN_MAINTENANCE:
-        admin = _Admin.MAINTENANCE
-    elif flags & haproxy_socket.ADMIN_DRAIN:
-        admin = _Admin.DRAIN
-    else:
-        admin = _Admin.READY
-    words = (counts["check_desc"], counts["check_code"], counts["last_chk"])
-    return _Slot(
-        name=row["srv_name"],
-        address=row["srv_addr"],
-        port=int(row["srv_port"]),
-        weight=int(row["srv_uweight"]),
-        whole_weight=int(row["srv_iweight"]),
-        admin=admin,
-        is_up=row["srv_op_state"] != haproxy_socket.OPERATION_STOPPED,
-        has_full_health=int(row["srv_check_health"])
-        >= int(counts["check_rise"] or 0) + int(counts["check_fall"] or 0) - 1,
-        check=counts["check_status"].removeprefix("* "),
-        detail=" ".join(word for word in words if word),
-        sessions=int(counts["scur"]) + int(counts["qcur"]),
-    )

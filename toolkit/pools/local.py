@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from toolkit.errors import ConfigurationError
+from toolkit.errors import ConfigurationError, OutsideError, Unhealthy
 from toolkit.machines.evidence import Spool, Subject, gather_processes
 from toolkit.model import Secret
 from toolkit.pools import host
@@ -21,8 +22,11 @@ from toolkit.pools.haproxy_config import (
     Protocol,
     PublicListen,
     UpstreamTls,
+    backend_name,
     host_namespace,
+    internal_address,
     render,
+    sections,
 )
 from toolkit.pools.haproxy_pool import HaproxyPool
 from toolkit.project.model import MOST_MACHINES, Environment, Project
@@ -30,6 +34,9 @@ from toolkit.secrets.grants import BALANCER
 from toolkit.state import make_private, write_atomically
 
 STOP_DEADLINE_S = 3.0
+CHECKED_S = 5.0
+"""How long machines that serve have to pass a changed check."""
+
 SLOTS = 2 * MOST_MACHINES + 2
 """Of every pool: room for a whole fleet of old and a whole fleet of new machines, and two more.
 
@@ -65,6 +72,7 @@ class LocalBalancer:
         edge_secrets: Callable[[], Mapping[str, Secret]],
         newest_version: Callable[[], int | None],
     ) -> None:
+        self._service_file = project.root / "service.yml"
         self._environment = environment
         self._runtime = runtime
         self._ram = ram
@@ -78,14 +86,22 @@ class LocalBalancer:
         )
 
     def ensure(self) -> None:
-        """Have HAProxy run with the environment's configuration and its newest certificate."""
+        """Have HAProxy run with the environment's configuration and its newest certificate.
+
+        Raises:
+            ConfigurationError: A public address is taken, or machines that serve would be cut off
+                by what is configured now.
+        """
         is_public = any(one.public for one in self._environment.deployments.values())
         version = self._write_certificate() if is_public else None
         make_private(self.config.runtime_directory.parent)
         if any(pool.tls for pool in self.config.pools):
             self._write_authority()
+        text, previous = render(self.config), self._process.config_text()
+        if previous:
+            self._need_passed(self._relied_on(previous, text))
         try:
-            self._process.ensure(render(self.config))
+            self._process.ensure(text)
         except host.AddressRefused as error:
             file = self._environment.directory / "toolkit.yml"
             fields = [
@@ -97,9 +113,78 @@ class LocalBalancer:
         if version is not None:
             self._serve_certificate(version)
 
+    def _relied_on(self, previous: str, text: str) -> dict[str, list[str]]:
+        """Return who serves in pools that would be spoken to or checked in another way.
+
+        Raises:
+            ConfigurationError: A role has machines, and others know it by another port.
+        """
+        before, after = sections(previous), sections(text)
+        changed = {
+            role: pool
+            for role, pool in self.pools().items()
+            if before.get(name := f"backend {backend_name(role)}", after[name]) != after[name]
+            or internal_address(previous, role) != internal_address(text, role)
+        }
+        try:
+            targets = {role: pool.targets() for role, pool in changed.items()}
+        except OutsideError:
+            # One that takes no commands is replaced, whatever it serves.
+            return {}
+        for role, found in targets.items():
+            address = internal_address(previous, role)
+            if found and address and address != internal_address(text, role):
+                raise ConfigurationError(
+                    f"{self._service_file}:roles.{role}.port: {role} has machines, and those of "
+                    f"other roles know it as {address}",
+                    hint=f"'toolkit down {self._environment.name}' first, or give the new port to "
+                    "a role of its own",
+                )
+        return {
+            role: [target.address for target in found if target.is_serving]
+            for role, found in targets.items()
+        }
+
+    def _need_passed(self, relied_on: Mapping[str, Sequence[str]]) -> None:
+        """Refuse a configuration whose checks machines fail that serve.
+
+        Another HAProxy asks them, which has these pools and listens nowhere: a reload begins with
+        checks of which a single failed one takes a machine out (measured on 2.6.12).
+        """
+        directory = self._probe
+        pools = {
+            config.role: replace(config, internal=None, public=None)
+            for config in self.config.pools
+            if relied_on.get(config.role)
+        }
+        if not pools:
+            return
+        config = replace(self.config, runtime_directory=directory, pools=tuple(pools.values()))
+        process = HaproxyProcess(directory=directory)
+        try:
+            process.stop(deadline_s=0)
+            process.start(render(config))
+            for role, addresses in relied_on.items():
+                if role in pools:
+                    pool = HaproxyPool(balancer=process, config=pools[role])
+                    pool.register(addresses)
+                    pool.await_healthy(addresses, deadline_s=CHECKED_S)
+        except Unhealthy as error:
+            raise ConfigurationError(
+                f"{self._service_file}: what it says now takes machines out that serve: "
+                f"{error.message}",
+                hint="roll a version first that passes the balancer's earlier check and this one",
+            ) from None
+        finally:
+            process.stop(deadline_s=0)
+            shutil.rmtree(directory, ignore_errors=True)
+
     def stop(self) -> None:
         """End HAProxy and remove its files."""
         self._process.stop(deadline_s=STOP_DEADLINE_S)
+        # One that was cut short.
+        HaproxyProcess(directory=self._probe).stop(deadline_s=0)
+        shutil.rmtree(self._probe, ignore_errors=True)
         # Also when its configuration is gone, from which the process would know the name.
         host.forget_namespace(host_namespace(self.config.namespace))
         shutil.rmtree(self.config.runtime_directory, ignore_errors=True)
@@ -144,6 +229,10 @@ class LocalBalancer:
     @property
     def _certificate(self) -> Path:
         return self._ram / "edge.pem"
+
+    @property
+    def _probe(self) -> Path:
+        return self._runtime.with_name("probe")
 
     @property
     def _authority(self) -> Path:

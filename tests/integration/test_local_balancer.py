@@ -1,0 +1,153 @@
+"""The balancer of an environment whose definition changes while machines serve."""
+
+import ipaddress
+import secrets
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.support.fakes import make_deployment, make_environment, make_project
+from toolkit.errors import ConfigurationError
+from toolkit.network.namespaces import EnvironmentNetwork
+from toolkit.pools.haproxy_pool import HaproxyPool
+from toolkit.pools.local import LocalBalancer
+
+pytestmark = pytest.mark.host
+
+NETWORK = ipaddress.ip_network("10.78.0.0/24")
+MACHINES = ("10.78.0.11", "10.78.0.12")
+PATIENCE_S = 10.0
+
+Make = Callable[..., LocalBalancer]
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnvironmentNetwork]:
+    """Two machines that answer `/healthz` and `/health`, and nothing else."""
+    files = tmp_path_factory.mktemp("files")
+    for name in ("healthz", "health"):
+        (files / name).touch()
+    network = EnvironmentNetwork(namespace=f"tkt{secrets.token_hex(4)}", network=NETWORK)
+    processes = []
+    try:
+        network.up()
+        for number, address in enumerate(MACHINES):
+            name = f"{network.namespace}.m{number}"
+            network.attach(name, address)
+            argv = [sys.executable, "-m", "http.server", "8000", "--directory", str(files)]
+            processes.append(
+                subprocess.Popen(["ip", "netns", "exec", name, *argv], stderr=subprocess.DEVNULL)
+            )
+        yield network
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+        network.down()
+
+
+@pytest.fixture
+def make(network: EnvironmentNetwork, tmp_path: Path) -> Iterator[Make]:
+    """Return a maker of the same balancer by changed definitions of the role `app`."""
+    made: list[LocalBalancer] = []
+
+    def make_one(**changes: object) -> LocalBalancer:
+        deployment = make_deployment()
+        project = make_project(deployment)
+        project = replace(project, roles={"app": replace(project.roles["app"], **changes)})
+        made.append(
+            LocalBalancer(
+                project,
+                make_environment(deployment, NETWORK),
+                namespace=network.namespace,
+                runtime=tmp_path / "r",
+                ram=tmp_path / "ram",
+                edge_secrets=dict,
+                newest_version=lambda: None,
+            )
+        )
+        return made[-1]
+
+    yield make_one
+    made[0].stop()
+
+
+@pytest.fixture
+def pool(make: Make) -> HaproxyPool:
+    """The pool of a balancer that runs, with both machines in service."""
+    balancer = make()
+    balancer.ensure()
+    pool = balancer.pools()["app"]
+    pool.register(MACHINES)
+    pool.await_healthy(MACHINES, deadline_s=PATIENCE_S)
+    pool.admit(MACHINES)
+    return pool
+
+
+class Watch:
+    """Looks at a pool all the time; has the smallest number of machines that served."""
+
+    def __init__(self, pool: HaproxyPool) -> None:
+        self.lowest = len(MACHINES)
+        self._pool, self._is_over = pool, threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def __enter__(self) -> "Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._is_over.wait(0.02):
+            serving = sum(target.is_serving for target in self._pool.targets())
+            self.lowest = min(self.lowest, serving)
+
+
+def test_check_that_machines_fail_is_refused(make: Make, pool: HaproxyPool, tmp_path: Path) -> None:
+    before = (tmp_path / "r" / "haproxy.cfg").read_text()
+    with Watch(pool) as watch:
+        with pytest.raises(ConfigurationError, match=r"service\.yml: .* L7STS .*404") as caught:
+            make(health="/absent").ensure()
+        # Longer than the balancer takes to give a machine up.
+        time.sleep(2.0)
+    assert "roll a version first" in (caught.value.hint or "")
+    assert watch.lowest == len(MACHINES)
+    assert (tmp_path / "r" / "haproxy.cfg").read_text() == before
+    assert not (tmp_path / "probe").exists()
+    # It can still be reloaded.
+    make(health="/health").ensure()
+
+
+def test_check_that_machines_pass_is_taken_up(
+    make: Make, pool: HaproxyPool, tmp_path: Path
+) -> None:
+    with Watch(pool) as watch:
+        make(health="/health").ensure()
+        time.sleep(1.0)
+    assert watch.lowest == len(MACHINES)
+    assert "uri /health " in (tmp_path / "r" / "haproxy.cfg").read_text()
+
+
+def test_check_of_a_pool_where_nobody_serves_is_taken_up(make: Make, pool: HaproxyPool) -> None:
+    pool.drain(MACHINES)
+    make(health="/absent").ensure()
+    assert not any(target.is_serving for target in pool.targets())
+
+
+def test_port_by_which_others_know_machines_does_not_change(make: Make, pool: HaproxyPool) -> None:
+    with Watch(pool) as watch:
+        with pytest.raises(ConfigurationError, match=r"roles\.app\.port: .*10\.78\.0\.1:8000"):
+            make(port=8001).ensure()
+        time.sleep(1.0)
+    assert watch.lowest == len(MACHINES)
+    pool.deregister(MACHINES)
+    make(port=8001).ensure()
