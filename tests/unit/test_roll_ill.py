@@ -17,6 +17,7 @@ from toolkit.errors import (
 from toolkit.project.model import Canary, Soak
 from toolkit.roll import command, journal, prepare
 from toolkit.roll.conduct import RollResult
+from toolkit.roll.expire import retire
 from toolkit.roll.lifecycle import bring_up, take_down
 from toolkit.roll.observe import drift
 
@@ -30,9 +31,13 @@ def machines(fake: FakeSite, version: int) -> list[str]:
     )
 
 
+def address(fake: FakeSite, name: str) -> str:
+    return fake.provider.found[name].address
+
+
 def hang(fake: FakeSite, name: str) -> None:
     """Let a machine run on and answer nobody."""
-    fake.world.answering.discard(fake.provider.found[name].address)
+    fake.world.answering.discard(address(fake, name))
 
 
 def roll_badly(fake: FakeSite, at: str, befall: Callable[[], None]) -> RollResult:
@@ -385,10 +390,15 @@ def test_leaving_may_be_cut_short(make, at: str, act: Callable[..., list]) -> No
 def forgotten(fake: FakeSite) -> list[str]:
     roll(fake, 1)
     cut_short(fake, 2, at="drain after", times=2)
+    forget(fake)
+    return machines(fake, 2)
+
+
+def forget(fake: FakeSite) -> None:
+    """Cut a `down` short just after it has ended the unfinished roll."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
         patch.setattr(faults, "reach", stop_at("down.balancer.intended"))
         take_down(fake.site)
-    return machines(fake, 2)
 
 
 def test_machines_that_a_down_has_forgotten_serve_until_others_do(make) -> None:
@@ -445,4 +455,240 @@ def test_machines_that_a_down_has_forgotten_stay_while_others_cannot_serve(make)
     with pytest.raises(ToolkitError):
         bring_up(fake.site)
     assert machines(fake, 2) == names
+    assert serving(fake) == [image(fake, 2)] * 2
+
+
+def test_machines_that_a_down_has_forgotten_stay_while_others_are_in_maintenance(make) -> None:
+    fake = make(strategy="blue-green")
+    roll(fake, 1)
+    cut_short(fake, 2, at="drain after", times=2)
+    fake.pool.hold([address(fake, name) for name in machines(fake, 1)])
+    forget(fake)
+    with pytest.raises(ToolkitError, match="stay until all serve that are meant to") as caught:
+        bring_up(fake.site)
+    assert "toolkit up test --repair" in caught.value.hint
+    assert serving(fake) == [image(fake, 2)] * 2
+    bring_up(fake.site, is_repair=True)
+    assert serving(fake) == [image(fake, 1)] * 2
+    assert machines(fake, 2) == []
+
+
+def test_gc_says_nothing_of_machines_that_serve(make) -> None:
+    fake = make(strategy="blue-green")
+    forgotten(fake)
+    assert retire(fake.site, is_dry_run=True) == retire(fake.site, is_dry_run=False) == []
+
+
+def test_volume_has_one_owner_in_a_rollback_after_a_down_that_was_cut_short(make) -> None:
+    fake = make(strategy="stateful", machines=1)
+    roll(fake, 1)
+    roll(fake, 2)
+    cut_short(fake, 3, at="register before")
+    forget(fake)
+    most = []
+    fake.world.at = lambda _name: most.append(len(fake.provider.found))
+    assert command.roll_back(fake.site, "app", image(fake, 1)).outcome == "rolled"
+    assert max(most) == 1
+
+
+# A machine that serves is nobody to start anew.
+
+
+def test_machine_that_serves_is_not_started_anew_for_another_that_fails(make) -> None:
+    fake = make()
+    roll(fake, 1)
+    for name in machines(fake, 1):
+        fake.provider.end(name)
+    kill(fake, lambda: bring_up(fake.site), at="admit after")
+    assert serving(fake) == [image(fake, 1)]
+    fake.smoke.bad_images = {image(fake, 1)}
+    with pytest.raises(ToolkitError, match="smoke tests failed"):
+        bring_up(fake.site)
+    assert serving(fake) == [image(fake, 1)]
+
+
+def test_machine_that_serves_is_not_started_anew_for_its_configuration(
+    make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = make()
+    roll(fake, 1)
+    for name in machines(fake, 1):
+        fake.provider.end(name)
+    kill(fake, lambda: bring_up(fake.site), at="admit after", times=2)
+    monkeypatch.setattr(prepare, "role_settings", lambda *_: {"colour": "blue"})
+    least = []
+    fake.world.at = lambda _name: least.append(len(fake.pool.serving()))
+    bring_up(fake.site)
+    assert min(least, default=2) == 2
+
+
+def test_repair_starts_nobody_anew_that_is_well(fake: FakeSite) -> None:
+    roll(fake, 1)
+    drained, ill = machines(fake, 1)
+    fake.pool.drain([address(fake, drained)])
+    hang(fake, ill)
+    fake.smoke.bad_images = set()
+    ended = []
+    destroy = fake.provider.destroy
+    fake.provider.destroy = lambda names, *, deadline_s: (
+        ended.extend(names), destroy(names, deadline_s=deadline_s)
+    )  # fmt: skip
+    assert set(bring_up(fake.site, is_repair=True)) == {drained, ill}
+    assert ended == [ill]
+    assert serving(fake) == [image(fake, 1)] * 2
+
+
+# What is done by hand in the middle.
+
+
+@pytest.mark.parametrize("by_hand", ["hold", "deregister", "drain"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"strategy": "canary", "canary": Canary(1, 50, 10.0)}, {"soak": SOAK}, {"batch": 2}],
+)
+def test_old_machine_that_is_withdrawn_in_the_middle_serves_again(
+    make, settings: dict, by_hand: str
+) -> None:
+    """The roll had not drained it yet."""
+    fake = make(**settings)
+    roll(fake, 1)
+    old = machines(fake, 1)[-1]
+    if "batch" in settings:
+        cut_short(fake, 2, at="admit after", times=2)
+        getattr(fake.pool, by_hand)([address(fake, old)])
+        [result] = command.abort(fake.site)
+    else:
+        result = roll_badly(
+            fake, "admit after", lambda: getattr(fake.pool, by_hand)([address(fake, old)])
+        )
+    assert result.outcome == "rolled-back"
+    assert serving(fake) == [image(fake, 1)] * 2
+    assert machines(fake, 2) == []
+    assert fake.world.breaches == []
+
+
+# Who was well may be so no more.
+
+
+def test_old_machine_that_hangs_while_another_is_started_anew(make) -> None:
+    """The well one hangs meanwhile: it is started anew as well, before the new ones go."""
+    fake = make()
+    roll(fake, 1)
+    first, second = machines(fake, 1)
+    cut_short(fake, 2, at="admit after")
+    fake.provider.end(second)
+    is_over = False
+
+    def watch(name: str) -> None:
+        nonlocal is_over
+        if name == "launch after" and not is_over:
+            is_over = True
+            hang(fake, first)
+
+    fake.world.at = watch
+    [result] = command.abort(fake.site)
+    assert (result.outcome, result.error) == ("rolled-back", None)
+    assert serving(fake) == [image(fake, 1)] * 2
+
+
+def test_as_many_may_serve_as_before_though_they_are_others(make) -> None:
+    """One that did not serve before has recovered, another does not come back."""
+    fake = make()
+    roll(fake, 1)
+    first, second = machines(fake, 1)
+    hang(fake, first)
+    fake.pool.targets()
+    cut_short(fake, 2, at="admit after")
+    fake.world.answering.add(address(fake, first))
+    fake.pool.targets()
+    fake.provider.end(second)
+    fake.smoke.bad_images = {image(fake, 1)}
+    [result] = command.abort(fake.site)
+    assert result.outcome == "rolled-back"
+    assert serving(fake) == [image(fake, 1)]
+
+
+# More of what is left.
+
+
+def test_leaving_takes_one_late_check_for_nothing(make) -> None:
+    fake = make(strategy="blue-green")
+    roll(fake, 1)
+    cut_short(fake, 2, at="deregister after")
+    for name in machines(fake, 2):
+        hang(fake, name)
+    fake.pool.targets()
+    for name in machines(fake, 2):
+        fake.world.answering.add(address(fake, name))
+    command.leave(fake.site)
+    assert serving(fake) == [image(fake, 2)] * 2
+
+
+@pytest.mark.parametrize("hanging", [1, 2])
+def test_leaving_has_old_machines_serve_again_that_are_well(make, hanging: int) -> None:
+    fake = make(strategy="blue-green")
+    roll(fake, 1)
+    cut_short(fake, 2, at="drain after", times=2)
+    for name in machines(fake, 2)[:hanging]:
+        hang(fake, name)
+    [result] = command.leave(fake.site)
+    assert result.error is None
+    assert serving(fake) == [image(fake, 1)] * hanging + [image(fake, 2)] * (2 - hanging)
+    assert len(fake.provider.found) == 2
+
+
+def test_leaving_where_nothing_serves_is_no_success(fake: FakeSite) -> None:
+    roll(fake, 1)
+    cut_short(fake, 2, at="register after")
+    for name in list(fake.provider.found):
+        hang(fake, name)
+    [result] = command.leave(fake.site)
+    assert "nothing of app serves" in result.error.message
+    assert "toolkit up test" in result.error.hint
+    assert [word for word in drift(fake.site) if "has not passed its tests yet" in word]
+
+
+def test_leaving_keeps_what_somebody_had_withdrawn_before(fake: FakeSite) -> None:
+    roll(fake, 1)
+    held, other = machines(fake, 1)
+    fake.pool.hold([address(fake, held)])
+    cut_short(fake, 2, at="admit after")
+    command.leave(fake.site)
+    assert {held, other} <= set(fake.provider.found)
+    assert {one.address for one in fake.pool.places if one and one.is_held} == {address(fake, held)}
+
+
+def test_way_back_begun_then_left_in_the_middle_then_gone_back_after_all(fake: FakeSite) -> None:
+    roll(fake, 1)
+    first = machines(fake, 1)[0]
+    cut_short(fake, 2, at="admit after")
+    kill(fake, lambda: command.abort(fake.site), at="drain before")
+    hang(fake, first)
+    kill(fake, lambda: command.leave(fake.site), at="drain after")
+    fake.world.answering.add(address(fake, first))
+    [result] = command.abort(fake.site)
+    assert result.outcome == "rolled-back"
+    assert serving(fake) == [image(fake, 1)] * 2
+
+
+def test_version_that_was_left_in_full_is_one_to_go_back_to(make) -> None:
+    fake = make(strategy="blue-green")
+    roll(fake, 1)
+    cut_short(fake, 2, at="drain after", times=2)
+    command.leave(fake.site)
+    assert serving(fake) == [image(fake, 2)] * 2
+    roll(fake, 3)
+    command.roll_back(fake.site, "app", None)
+    assert serving(fake) == [image(fake, 2)] * 2
+    command.roll_back(fake.site, "app", None)
+    assert serving(fake) == [image(fake, 1)] * 2
+
+
+def test_rollback_that_was_left_in_the_middle_can_be_done_again(fake: FakeSite) -> None:
+    for version in (1, 2, 3):
+        roll(fake, version)
+    kill(fake, lambda: command.roll_back(fake.site, "app", None), at="admit after")
+    command.leave(fake.site)
+    assert set(serving(fake)) == {image(fake, 2), image(fake, 3)}
+    command.roll_back(fake.site, "app", None)
     assert serving(fake) == [image(fake, 2)] * 2

@@ -169,6 +169,7 @@ def roll_back(site: Site, role: str, to: str | None, *, wait_s: float = 0.0) -> 
     with site.held(f"a rollback of {role}", wait_s=wait_s) as held:
         need_settled(site)
         need_known(site)
+        remove_orphans(site, held.ledger)
         wanted, order = plan_back(site, role, to, roll_id=_new_id())
         if order is None:
             return unchanged(role, wanted.image.digest, began)
@@ -213,12 +214,17 @@ def leave(site: Site, *, wait_s: float = 0.0) -> list[RollResult]:
             began = time.monotonic()
             need_role_of(site, record)
             site.progress.note(f"leave {record.id} of {record.role}")
-            kept = end_left(site, held.ledger, record)
-            seconds = time.monotonic() - began
+            left = end_left(site, held.ledger, record)
+            error = None
+            if not left.serving:
+                error = ToolkitError(
+                    f"nothing of {record.role} serves",
+                    hint=f"'toolkit up {name}' tries to have the machines of before serve",
+                )
             results.append(
                 RollResult(
-                    record.id, "left", record.role, record.image, record.previous, tuple(kept),
-                    RollReport("left"), seconds, None,
+                    record.id, "left", record.role, record.image, record.previous, left.kept,
+                    RollReport("left"), time.monotonic() - began, error,
                 )
             )  # fmt: skip
         remove_orphans(site, held.ledger)

@@ -67,8 +67,8 @@ class Effects:
     def launch(self, one: Step, _observed: dict[str, Any]) -> None:
         """Start machines; what died, or has ended for it, is out of its pool first.
 
-        One that runs is left alone, unless it is to be started anew, or has passed no test yet and
-        was told other configuration and secrets than there are now.
+        One that runs is left alone, unless it is to be started anew, or serves nobody, has passed
+        no test yet and was told other configuration and secrets than there are now.
         """
         orders = [self._order.launches[name] for name in one.machines]
         ledger, provider, records = self._crew.ledger, self._crew.provider, self._order.records
@@ -82,10 +82,12 @@ class Effects:
                 if name not in known
             ]
         )
+        targets = self._crew.pool.targets()
+        serving = {target.address for target in targets if target.is_serving}
         outdated = {
             name
             for name, record in known.items()
-            if record.standing == "new" and record.inputs != told
+            if record.standing == "new" and record.inputs != told and record.address not in serving
         }
         running = self.running()
         ending = [
@@ -100,7 +102,7 @@ class Effects:
             [order.name for order in absent if order.name in known], "new", inputs=told
         )
         self._admitted = [name for name in self._admitted if name not in one.machines]
-        placed = {target.address for target in self._crew.pool.targets()}
+        placed = {target.address for target in targets}
         self._crew.pool.deregister([order.address for order in absent if order.address in placed])
         provider.destroy(ending, deadline_s=self._order.timeouts.stop_s)
         provider.publish({order.image for order in orders})

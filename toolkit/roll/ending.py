@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+from toolkit.errors import Unhealthy
 from toolkit.ledger.ledger import Ledger, MachineRecord, RollRecord
+from toolkit.model import TargetState, held_addresses, running_names
+from toolkit.ports import Pool
 from toolkit.roll.journal import SWITCHED, UNDOING, Journal
-from toolkit.roll.plan import plan_from_data
+from toolkit.roll.plan import RECOVERY_LIMIT_S, RollPlan, plan_from_data
 from toolkit.roll.site import Site
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """How a roll was left.
+
+    Attributes:
+        kept: Machines that are meant to serve after it.
+        serving: Those of them that do.
+    """
+
+    kept: tuple[str, ...]
+    serving: tuple[str, ...]
 
 
 def end_removed(ledger: Ledger, roll: RollRecord) -> None:
@@ -27,34 +43,41 @@ def end_removed(ledger: Ledger, roll: RollRecord) -> None:
     _end(ledger, roll, "failed", reason, kept=kept, forgotten=gone)
 
 
-def end_left(site: Site, ledger: Ledger, roll: RollRecord) -> list[str]:
+def end_left(site: Site, ledger: Ledger, roll: RollRecord) -> Left:
     """End a roll as it stands: machines that serve stay, of whichever version, and all others go.
 
-    Where none serves, those of before are meant to, and `up` tries. A machine's share of the
-    traffic is left as it is.
+    Where fewer serve than before the roll, old machines that it has drained and that are well serve
+    again. Such as somebody had withdrawn before it stay as they are. Where none serves, those of
+    before are meant to, and `up` tries. A machine's share of the traffic is left as it is.
 
     Args:
         site: Where; it has the roll's role.
         ledger: The lease's.
         roll: Which.
-
-    Returns:
-        Names of the machines that stay.
     """
     plan = plan_from_data(roll.order["plan"])
     address = {one["name"]: one["address"] for one in roll.order["records"]}
     pool, timeouts = site.pools[roll.role], site.environment.deployments[roll.role].timeouts
-    targets = pool.targets()
-    serving = {target.address for target in targets if target.is_serving}
-    served = [name for name in (*plan.old, *plan.new) if address[name] in serving]
-    kept = served or list(plan.old)
-    placed = {target.address for target in targets}
+    state = {target.address: target.state for target in pool.targets()}
+    place = {"environment": roll.environment, "role": roll.role, "roll": roll.id}
+    journal = Journal(ledger, place, scope="roll")
+
+    held = [name for name in roll.order.get("held", ()) if name in plan.old]
+    well = _find_well(site, pool, plan, address)
+    serving = [name for name in well if state[address[name]] is TargetState.READY]
+    members = {one.name for one in site.members(roll.role)}
+    drained = [n for n in well if n in plan.old and n in members and n not in {*serving, *held}]
+    missing = len(plan.old) - len(roll.order.get("absent", ())) - len(serving)
+    returning = drained[: max(missing, 0)]
+    if returning:
+        with journal.effect("admit", {"machines": returning}):
+            pool.admit([address[name] for name in returning])
+    serving += returning
+    kept = [*serving, *held] if serving else list(plan.old)
     leaving = [name for name in (*plan.old, *plan.new) if name not in kept]
     # A warm machine that has made room is no quick way back any more.
-    leaving += [name for name in plan.retired if address[name] not in placed]
-    addresses = [address[name] for name in leaving]
-    place = {"environment": roll.environment, "role": roll.role, "roll": roll.id}
-    journal, data = Journal(ledger, place, scope="roll"), {"machines": leaving}
+    leaving += [name for name in plan.retired if address[name] not in state]
+    addresses, data = [address[name] for name in leaving], {"machines": leaving}
     with journal.effect("drain", data):
         # They may still be answering what they got before.
         pool.drain(addresses)
@@ -64,9 +87,22 @@ def end_left(site: Site, ledger: Ledger, roll: RollRecord) -> list[str]:
     with journal.effect("destroy", data):
         site.provider.destroy(leaving, deadline_s=timeouts.stop_s)
     reason = {"reason": "left as it stood", "machines": kept}
-    standing = "member" if served else "new"
+    standing = "member" if serving else "new"
     _end(ledger, roll, "left", reason, kept=kept, standing=standing, forgotten=leaving)
-    return kept
+    return Left(tuple(kept), tuple(serving))
+
+
+def _find_well(site: Site, pool: Pool, plan: RollPlan, address: Mapping[str, str]) -> list[str]:
+    """Return the machines of a plan that run, have a place and pass the balancer's check."""
+    running = running_names(site.provider.machines())
+    targets = pool.targets()
+    placed = {target.address for target in targets} - held_addresses(targets)
+    found = [n for n in (*plan.old, *plan.new) if n in running and address[n] in placed]
+    try:
+        pool.await_healthy([address[name] for name in found], deadline_s=RECOVERY_LIMIT_S)
+    except Unhealthy as error:
+        return [name for name in found if address[name] not in error.addresses]
+    return found
 
 
 def _end(

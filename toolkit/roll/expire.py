@@ -13,7 +13,7 @@ from toolkit.roll.journal import Journal
 from toolkit.roll.lease import Lease
 from toolkit.roll.past import rollback_target
 from toolkit.roll.prepare import previous_roll
-from toolkit.roll.recover import find_orphans, remove_orphans
+from toolkit.roll.recover import find_orphans, remove_orphans, serving_orphans
 from toolkit.roll.site import Site
 
 
@@ -113,8 +113,9 @@ def remove_machines(site: Site, held: Lease, machines: Sequence[MachineRecord]) 
 def _find_retired(site: Site) -> list[str]:
     if site.ledger.unfinished_rolls(site.environment.name):
         return []
-    expired, orphans = _find_expired(site), find_orphans(site)
-    return [*(one.name for one in expired), *(one.name for one in orphans)]
+    serving = serving_orphans(site)
+    orphans = [one for one in find_orphans(site) if one not in serving]
+    return [*(one.name for one in _find_expired(site)), *(one.name for one in orphans)]
 
 
 def _find_expired(site: Site) -> list[MachineRecord]:

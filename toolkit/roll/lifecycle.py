@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import ipaddress
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from toolkit.errors import ConfigurationError, ToolkitError
+from toolkit.ledger.ledger import Ledger
+from toolkit.model import Target
 from toolkit.progress import step
 from toolkit.project.load import need_usable_name
 from toolkit.roll.ending import end_removed
 from toolkit.roll.journal import Journal
 from toolkit.roll.observe import need_settled
-from toolkit.roll.recover import remove_orphans
+from toolkit.roll.recover import remove_orphans, serving_orphans
 from toolkit.roll.restore import restore
 from toolkit.roll.site import Site
 
@@ -68,10 +70,38 @@ def bring_up(site: Site, *, is_repair: bool = False, wait_s: float = 0.0) -> lis
         unfinished = {roll.role for roll in site.ledger.unfinished_rolls(name)}
         roles = [role for role in site.environment.deployments if role not in unfinished]
         restored = restore(site, roles, held, is_repair=is_repair)
-        remove_orphans(site, held.ledger, is_serving_too=lambda _one: True)
+        _replace_strangers(site, held.ledger)
         # Under the lease: later, another operator's roll may be under way.
         need_settled(site)
         return restored
+
+
+def _replace_strangers(site: Site, ledger: Ledger) -> None:
+    """Remove machines that serve and that the ledger does not know, where others serve.
+
+    Raises:
+        ToolkitError: Some stay, since what is meant to serve in their place does not.
+    """
+    if not serving_orphans(site):
+        return
+    whole = {role for role, pool in site.pools.items() if _is_whole(site, role, pool.targets())}
+    remove_orphans(site, ledger, is_serving_too=lambda one: one.role in whole)
+    left = [one.name for one in serving_orphans(site)]
+    if left:
+        name = site.environment.name
+        raise ToolkitError(
+            f"{', '.join(left)} serve, which the ledger does not know, and stay until all serve "
+            "that are meant to",
+            hint=f"'toolkit status {name}' tells of those; 'toolkit up {name} --repair' has them "
+            "serve",
+        )
+
+
+def _is_whole(site: Site, role: str, targets: Sequence[Target]) -> bool:
+    """Whether all machines of a role serve that are meant to."""
+    serving = {target.address for target in targets if target.is_serving}
+    meant = [one for one in site.ledger.machines(site.environment.name, role) if not one.is_warm]
+    return bool(meant) and all(one.address in serving for one in meant)
 
 
 def _need_reachable(site: Site) -> None:

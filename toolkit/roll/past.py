@@ -41,7 +41,14 @@ def rollback_target(rolls: Sequence[RollRecord], current: str | None) -> RollRec
     """
     served: list[RollRecord] = []
     left: set[str] = set()
+    standing: RollRecord | None = None
     for roll in reversed(rolls):
+        if roll.outcome == "left":
+            standing = roll
+        elif standing and roll.outcome == "rolled":
+            # What an operator let stand has served, if this roll replaced it.
+            served += [standing] if standing.image == roll.previous else []
+            standing = None
         if roll.outcome != "rolled" or roll.image == roll.previous:
             continue
         left.discard(roll.image)

@@ -260,7 +260,12 @@ def previous_roll(ledger: Ledger, environment: str, role: str) -> RollRecord | N
     members = ledger.members(environment, role)
     if not members:
         return None
-    return rollback_target(ledger.rolls(environment, role), members[-1].image)
+    rolls, images = ledger.rolls(environment, role), {one.image for one in members}
+    current = members[-1].image
+    if len(images) > 1 and rolls[0].outcome == "left":
+        # Of a rollback that was left in the middle, the version that it was to leave.
+        current = (rolls[0].previous if rolls[0].is_rollback else rolls[0].image) or current
+    return rollback_target(rolls, current)
 
 
 def choose_previous(site: Site, role: str) -> Wanted:

@@ -87,6 +87,8 @@ def find_drift(
         target = placed.get(record.address)
         if record.name not in running:
             sentences.append(f"{record.name} is meant to run, and does not")
+        elif record.standing == "new" and not is_rolling:
+            sentences.append(f"{record.name} is meant to serve, and has not passed its tests yet")
         elif record.is_member and target is None:
             sentences.append(f"{record.name} is meant to serve, and has no place in the pool")
         elif record.is_member and target and target.state is TargetState.MAINTENANCE:

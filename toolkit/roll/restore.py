@@ -59,7 +59,8 @@ def _find_absent(site: Site, role: str, held: Lease, *, is_repair: bool) -> list
     """Return the members of a pool that do not serve, after warm machines that ended are gone."""
     name = site.environment.name
     records = held.ledger.machines(name, role)
-    running = running_names(site.provider.machines())
+    machines = site.provider.machines()
+    running = running_names(machines)
     dead = [one for one in records if one.is_warm and one.name not in running]
     remove_machines(site, held, dead)
     # One that is recorded as new was on its way back when an earlier `up` was cut short.
@@ -69,7 +70,8 @@ def _find_absent(site: Site, role: str, held: Lease, *, is_repair: bool) -> list
     states = {target.address: target.state for target in targets}
     if is_repair:
         known = {one.address for one in records}
-        strangers = sorted(set(states) - known)
+        # A machine that the ledger has forgotten may serve until others do.
+        strangers = sorted(set(states) - known - {one.address for one in machines})
         # What is in maintenance gets a place again, and with it a whole share.
         uneven = [
             one.address

@@ -121,7 +121,8 @@ class Roll:
         # toolkit did not write it down.
         held = undoing["held"] if "held" in undoing else self._held()
         untested = self._untested() | self._displaced(begun)
-        way = plan_undo(self._order.plan, begun, untested=untested, held=held)
+        idle = self._named(self._effects.withdrawn())
+        way = plan_undo(self._order.plan, begun, untested=untested, held=held, idle=idle)
         with self._smoke_failure_is(f"{self._order.role} could not go back"):
             if way.is_volume_first:
                 self._do_all(way.departure)
@@ -154,10 +155,18 @@ class Roll:
         try:
             self._do_all(way.check)
         except Unhealthy as error:
-            ill = {name for name in way.relied_on if self._effects.address(name) in error.addresses}
+            ill = self._named(error.addresses)
             self._crew.progress.note(f"unhealthy, so started anew: {', '.join(sorted(ill))}")
         self._do_all(way.arrival(ill))
-        return self._serve_again((*way.ended, *sorted(ill)), ill=ill)
+        lost = self._serve_again((*way.ended, *sorted(ill)), ill=ill)
+        # Starting machines takes its time: one that was well may be so no more.
+        well = [name for name in way.relied_on if name not in ill]
+        try:
+            self._effects.need_serving(well)
+        except Unhealthy as error:
+            late = sorted(self._named(error.addresses))
+            lost |= self._serve_again(late, ill=late)
+        return lost
 
     def _need_no_fewer(self, undoing: Mapping[str, Any]) -> None:
         """Make sure that the new machines may go: no fewer serve then than before the roll.
@@ -170,24 +179,29 @@ class Roll:
         """
         if not self._lost:
             return
-        old = {self._effects.address(name) for name in self._order.plan.old}
-        serves = not old.isdisjoint(self._effects.serving())
-        needed = self._lost.keys() - {*self._order.absent}
-        if not serves or (needed and undoing["cause"] != DoesBadly.__name__):
-            error = self._lost[min(needed or self._lost)]
-            hint = (
-                f"the new machines stay until it serves; 'toolkit abort {self._order.environment} "
-                "--leave' ends the roll as it stands"
-            )
-            error.hint = f"{error.hint}; {hint}" if error.hint else hint
-            raise error
+        before = {*self._order.plan.old} - {*self._order.absent}
+        serving = self._named(self._effects.serving())
+        is_bad = undoing.get("cause") == DoesBadly.__name__
+        if serving and (is_bad or len(serving) >= len(before)):
+            return
+        error = self._lost[min(self._lost.keys() & before or self._lost)]
+        hint = (
+            f"the new machines stay until it serves; 'toolkit abort {self._order.environment} "
+            "--leave' ends the roll as it stands"
+        )
+        error.hint = f"{error.hint}; {hint}" if error.hint else hint
+        raise error
+
+    def _named(self, addresses: Collection[str]) -> set[str]:
+        """Return the old machines that have some of the addresses."""
+        return {name for name in self._order.plan.old if self._effects.address(name) in addresses}
 
     def _serve_again(
         self, machines: Sequence[str], *, ill: Collection[str] = ()
     ) -> dict[str, ToolkitError]:
         """Have machines serve, all at once; where that fails, each by itself.
 
-        What ran before and has failed is started anew then, once.
+        One that ran before, serves nobody and fails by itself too is started anew then, once.
 
         Args:
             machines: Which.
@@ -197,26 +211,33 @@ class Roll:
             Machine name to what went wrong with it, of those that do not serve.
         """
         ran = self._effects.running().intersection(machines) - {*ill}
-        try:
-            self._do_all(plan_restore(machines, ill=ill))
-        except (Interrupted, LeaseHeld):
-            raise
-        except ToolkitError as error:
-            if len(machines) == 1 and not ran:
-                return {machines[0]: error}
-            # Where the balancer itself is away, nobody is at fault, and this raises.
-            self._effects.serving()
-        else:
+        error = self._try(plan_restore(machines, ill=ill))
+        if error is None:
             return {}
         failures: dict[str, ToolkitError] = {}
         for name in machines:
-            try:
-                self._do_all(plan_restore([name], ill=ran & {name}))
-            except (Interrupted, LeaseHeld):
-                raise
-            except ToolkitError as error:
-                failures[name] = error
+            alone = error if len(machines) == 1 else self._try(plan_restore([name]))
+            if alone and name in ran and self._effects.address(name) not in self._effects.serving():
+                alone = self._try(plan_restore([name], ill=[name]))
+            if alone:
+                failures[name] = alone
         return failures
+
+    def _try(self, steps: Sequence[Step]) -> ToolkitError | None:
+        """Do steps; return the error of machines that fail.
+
+        Raises:
+            ToolkitError: The balancer itself is away, and nobody is at fault; the operator asked to
+                stop; or the lease is lost.
+        """
+        try:
+            self._do_all(steps)
+        except (Interrupted, LeaseHeld):
+            raise
+        except ToolkitError as error:
+            self._effects.serving()
+            return error
+        return None
 
     def _restore_serving(self) -> None:
         """Have new machines serve that did when the roll was cut short; old ones go only then."""
@@ -251,9 +272,9 @@ class Roll:
         }
 
     def _displaced(self, begun: Sequence[Step]) -> set[str]:
-        """Return drained machines whose places somebody else has taken from them meanwhile."""
-        touched, old = Touched(begun), self._order.plan.old
-        suspects = {*touched.by(Effect.DRAIN, old)} - {*touched.by(Effect.DEREGISTER, old)}
+        """Return old machines whose places somebody else has taken from them meanwhile."""
+        old = self._order.plan.old
+        suspects = {*old} - {*Touched(begun).by(Effect.DEREGISTER, old)}
         placed = self._effects.placed() if suspects else set()
         return {name for name in suspects if self._effects.address(name) not in placed}
 

@@ -16,7 +16,8 @@ class WayBack:
     """The way back of a roll, in the order of its parts; a stateful role's new machine goes first.
 
     Attributes:
-        placed: Old machines that run, have a place and take no requests.
+        placed: Old machines that run, have a place and take no requests: the roll has drained them,
+            or somebody has since.
         removed: Old machines that run and have left the pool.
         watched: Old machines that serve, and are relied on once the new ones go.
         ended: Old machines that do not run, or have not passed since they were started.
@@ -62,6 +63,7 @@ def plan_undo(
     *,
     untested: Collection[str] = (),
     held: Collection[str] = (),
+    idle: Collection[str] = (),
 ) -> WayBack:
     """Plan the way back from wherever a roll has got to.
 
@@ -76,9 +78,11 @@ def plan_undo(
         begun: The steps that were at least begun, in order.
         untested: Old machines that do not run, or have not passed since they were started.
         held: Old machines that somebody has withdrawn by hand: they did not serve before.
+        idle: Old machines that are told to take no requests, whoever has told them.
     """
     touched = Touched(begun)
     drained = {*touched.by(Effect.DRAIN, plan.old)}
+    resting = drained | {*idle}
     # Where new machines serve already, their going must not leave the place of an ill one empty.
     is_relied_on = bool(touched.by(Effect.ADMIT, plan.new))
     old = [name for name in plan.old if name not in held and (name in drained or is_relied_on)]
@@ -89,9 +93,9 @@ def plan_undo(
     if leaving := touched.by(Effect.DEREGISTER, plan.retired):
         departure = (*departure, Step(Effect.DEREGISTER, leaving), Step(Effect.DESTROY, leaving))
     return WayBack(
-        placed=tuple(name for name in run if name in drained - left),
+        placed=tuple(name for name in run if name in resting - left),
         removed=tuple(name for name in run if name in left),
-        watched=tuple(name for name in run if name not in drained | left),
+        watched=tuple(name for name in run if name not in resting | left),
         ended=tuple(name for name in old if name in gone),
         departure=departure,
         is_volume_first=plan.strategy == "stateful",
