@@ -462,7 +462,8 @@ class RollModel(RuleBasedStateMachine):
         fail(machine)
         SEEN["failed machines"] += 1
         if was_serving:
-            self.floor = min(self.floor, self._capacity())
+            # Its successor may be of a later batch.
+            self.floor = min(self.floor - 1, self._capacity())
 
     def _capacity(self) -> int:
         if self.deployment.strategy == "stateful":
