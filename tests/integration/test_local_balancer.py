@@ -27,14 +27,24 @@ PATIENCE_S = 10.0
 Make = Callable[..., LocalBalancer]
 
 
-@pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnvironmentNetwork]:
+@pytest.fixture
+def processes() -> Iterator[list[subprocess.Popen]]:
+    """What runs in the machines, which ends with the test."""
+    started: list[subprocess.Popen] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def network(tmp_path: Path, processes: list[subprocess.Popen]) -> Iterator[EnvironmentNetwork]:
     """Two machines that answer `/healthz` and `/health`, and nothing else."""
-    files = tmp_path_factory.mktemp("files")
+    files = tmp_path / "files"
+    files.mkdir()
     for name in ("healthz", "health"):
         (files / name).touch()
     network = EnvironmentNetwork(namespace=f"tkt{secrets.token_hex(4)}", network=NETWORK)
-    processes = []
     try:
         network.up()
         for number, address in enumerate(MACHINES):
@@ -46,9 +56,6 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnvironmentNet
             )
         yield network
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
         network.down()
 
 
@@ -135,6 +142,24 @@ def test_check_that_machines_pass_is_taken_up(
         time.sleep(1.0)
     assert watch.lowest == len(MACHINES)
     assert "uri /health " in (tmp_path / "r" / "haproxy.cfg").read_text()
+
+
+def test_same_definition_asks_nobody(
+    make: Make, pool: HaproxyPool, processes: list[subprocess.Popen]
+) -> None:
+    processes[0].kill()
+    make().ensure()
+    # The balancer has not found out yet.
+    assert [target.is_serving for target in pool.targets()] == [True, True]
+
+
+def test_machine_that_fails_the_earlier_check_too_keeps_nothing_from_changing(
+    make: Make, pool: HaproxyPool, processes: list[subprocess.Popen], tmp_path: Path
+) -> None:
+    processes[0].kill()
+    make(health="/health").ensure()
+    assert "uri /health " in (tmp_path / "r" / "haproxy.cfg").read_text()
+    assert [target.is_serving for target in pool.targets()] == [False, True]
 
 
 def test_check_of_a_pool_where_nobody_serves_is_taken_up(make: Make, pool: HaproxyPool) -> None:

@@ -225,7 +225,7 @@ def public_addresses(text: str) -> frozenset[str]:
 def sections(text: str) -> dict[str, str]:
     """Return the sections of a configuration file, by the line that begins each."""
     found = re.split(r"^(?=[a-z])", text, flags=re.MULTILINE)[1:]
-    return {section.partition("\n")[0].strip(): section for section in found}
+    return {section.partition("\n")[0].strip(): section.rstrip() for section in found}
 
 
 def internal_address(text: str, role: str) -> str | None:

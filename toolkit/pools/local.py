@@ -170,6 +170,15 @@ class LocalBalancer:
                     pool.register(addresses)
                     pool.await_healthy(addresses, deadline_s=CHECKED_S)
         except Unhealthy as error:
+            live = {
+                one.address
+                for pool in self.pools().values()
+                for one in pool.targets()
+                if one.is_serving
+            }
+            if live.isdisjoint(error.addresses):
+                # They have failed the earlier check too, meanwhile.
+                return
             raise ConfigurationError(
                 f"{self._service_file}: what it says now takes machines out that serve: "
                 f"{error.message}",
