@@ -176,3 +176,15 @@ def test_port_by_which_others_know_machines_does_not_change(make: Make, pool: Ha
     assert watch.lowest == len(MACHINES)
     pool.deregister(MACHINES)
     make(port=8001).ensure()
+
+
+def test_machine_gets_no_place_at_another_port_than_those_beside_it(
+    make: Make, pool: HaproxyPool
+) -> None:
+    changed = make(port=8001).pools()["app"]
+    before = pool.snapshot()
+    with pytest.raises(ConfigurationError, match=r"have port 8000, and .* says 8001") as caught:
+        changed.register(["10.78.0.13"])
+    assert "earlier port" in (caught.value.hint or "")
+    changed.register(MACHINES)
+    assert pool.snapshot() == before

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
 
-from toolkit.errors import DeadlineExceeded, OutsideError, Unhealthy
+from toolkit.errors import ConfigurationError, DeadlineExceeded, OutsideError, Unhealthy
 from toolkit.model import Counters, Target
 from toolkit.pools import haproxy_socket, host
 from toolkit.pools.haproxy import HaproxyProcess
@@ -62,10 +62,14 @@ class HaproxyPool:
 
         Raises:
             OutsideError: There are fewer free slots than addresses; nothing was changed.
+            ConfigurationError: The role's machines have another port than it is said to have now;
+                nothing was changed.
         """
         slots = self._slots()
         taken = {slot.address for slot in slots if slot.is_taken}
         new = [address for address in dict.fromkeys(addresses) if address not in taken]
+        if new:
+            self._need_same_port(slots)
         free = [slot for slot in slots if not slot.is_taken]
         if len(new) > len(free):
             raise OutsideError(
@@ -221,6 +225,17 @@ class HaproxyPool:
             f"{slot.name} {slot.address}:{slot.port} {slot.weight} {slot.admin.value}\n"
             for slot in sorted(self._slots(), key=lambda slot: slot.name)
         )
+
+    def _need_same_port(self, slots: Sequence[Slot]) -> None:
+        """Refuse another port beside machines: which of the two a machine has is not known."""
+        ports = {slot.port for slot in slots if slot.is_taken or slot.is_held}
+        others = ", ".join(str(port) for port in sorted(ports - {self._machine_port}))
+        if others:
+            raise ConfigurationError(
+                f"pool {self._role}: its machines have port {others}, and service.yml says "
+                f"{self._machine_port} now",
+                hint="give the role its earlier port again; another port is for a role of its own",
+            )
 
     def _server(self, slot: Slot) -> str:
         return f"{self._backend}/{slot.name}"
