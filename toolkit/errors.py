@@ -103,7 +103,7 @@ class UnfinishedRoll(ToolkitError):
 
 
 class Interrupted(ToolkitError):
-    """The operator asked to stop, and it was done at a safe point."""
+    """The operator asked to stop."""
 
     exit_code = EXIT_INTERRUPTED
 

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from toolkit.errors import Interrupted
-
-STANDARD_ERROR = 2
 
 _asked = threading.Event()
 
 
 @contextmanager
-def at_safe_points(hint: str) -> Iterator[None]:
+def at_safe_points(hint: str, *, tell: Callable[[str], None]) -> Iterator[None]:
     """Turn the first interrupt within the body into a request that `check` answers.
 
     One that came too late for the body stays: whatever the process would begin next checks, too.
 
     Args:
-        hint: How the operator goes on afterwards.
+        hint: How the operator goes on afterwards; the exception that a second one raises has it.
+        tell: Says what the first one did; called from the signal's handler.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -30,11 +28,9 @@ def at_safe_points(hint: str) -> Iterator[None]:
 
     def ask(_number: int, _frame: object) -> None:
         if _asked.is_set():
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(hint)
         _asked.set()
-        message = f"\nstopping at the next safe point; once more stops now. {hint}\n"
-        # Not `print`: a handler may come in the midst of one, which cannot be entered again.
-        os.write(STANDARD_ERROR, message.encode())
+        tell(f"stopping at the next safe point; once more stops now. {hint}")
 
     previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol, TextIO
 
+STANDARD_ERROR = 2
+
 
 class Progress(Protocol):
     """An observer of long work. Implementations are safe to call from several threads."""
@@ -32,6 +34,9 @@ class Progress(Protocol):
     def note(self, message: str) -> None:
         """Something worth knowing that is not a step."""
 
+    def urge(self, message: str) -> None:
+        """Tell an operator who has just pressed Ctrl-C; safe to call from a signal's handler."""
+
 
 class Silence:
     """A `Progress` that says nothing."""
@@ -41,6 +46,10 @@ class Silence:
     def failed(self, what: str, seconds: float) -> None: ...
     def note(self, message: str) -> None: ...
 
+    def urge(self, message: str) -> None:
+        """Answer all the same: whoever presses a key waits for it."""
+        _write_at_once(f"\n{message}")
+
 
 @contextmanager
 def step(progress: Progress, what: str) -> Iterator[None]:
@@ -49,6 +58,9 @@ def step(progress: Progress, what: str) -> Iterator[None]:
     progress.started(what)
     try:
         yield
+    except KeyboardInterrupt:
+        progress.note(f"{what}: stopped in the middle")
+        raise
     except BaseException:
         progress.failed(what, time.monotonic() - began)
         raise
@@ -101,6 +113,9 @@ class Lines(_Writer):
     def note(self, message: str) -> None:
         self._write("→", "36", message)
 
+    def urge(self, message: str) -> None:
+        _write_at_once(f"\n{message}")
+
     def _write(self, sign: str, colour: str, text: str) -> None:
         if self._has_colour:
             sign = f"\x1b[{colour}m{sign}\x1b[0m"
@@ -125,12 +140,27 @@ class JsonLines(_Writer):
     def note(self, message: str) -> None:
         self._write("note", message, None)
 
+    def urge(self, message: str) -> None:
+        _write_at_once(self._line("note", message, None))
+
     def _write(self, event: str, what: str, seconds: float | None) -> None:
+        self._print(self._line(event, what, seconds))
+
+    def _line(self, event: str, what: str, seconds: float | None) -> str:
         record: dict[str, object] = {"event": event, "step": what}
         if seconds is not None:
             record["seconds"] = round(seconds, 3)
         record["elapsed"] = round(self._elapsed(), 3)
-        self._print(json.dumps(record))
+        return json.dumps(record)
+
+
+def _write_at_once(line: str) -> None:
+    """Write on standard error, as a signal's handler may that has interrupted a `print`.
+
+    That cannot be entered again, and its lock is held.
+    """
+    with suppress(OSError):
+        os.write(STANDARD_ERROR, f"{line}\n".encode())
 
 
 def printable(text: str) -> str:

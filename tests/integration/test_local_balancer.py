@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pytest
 from tests.support.fakes import make_deployment, make_environment, make_project
 from toolkit.errors import ConfigurationError
 from toolkit.network.namespaces import EnvironmentNetwork
+from toolkit.pools.haproxy_config import host_namespace
 from toolkit.pools.haproxy_pool import HaproxyPool
 from toolkit.pools.local import LocalBalancer
 
@@ -61,17 +62,19 @@ def network(tmp_path: Path, processes: list[subprocess.Popen]) -> Iterator[Envir
 
 @pytest.fixture
 def make(network: EnvironmentNetwork, tmp_path: Path) -> Iterator[Make]:
-    """Return a maker of the same balancer by changed definitions of the role `app`."""
+    """Return a maker of the same balancer by changed definitions of its roles, `app` alone."""
     made: list[LocalBalancer] = []
 
-    def make_one(**changes: object) -> LocalBalancer:
+    def make_one(ports: Mapping[str, int] = {"app": 8000}, **changes: object) -> LocalBalancer:
         deployment = make_deployment()
-        project = make_project(deployment)
-        project = replace(project, roles={"app": replace(project.roles["app"], **changes)})
+        project, environment = make_project(deployment), make_environment(deployment, NETWORK)
+        spec = replace(project.roles["app"], **changes)
+        roles = {role: replace(spec, name=role, port=port) for role, port in ports.items()}
+        deployments = {role: replace(deployment, role=role) for role in ports}
         made.append(
             LocalBalancer(
-                project,
-                make_environment(deployment, NETWORK),
+                replace(project, roles=roles),
+                replace(environment, deployments=deployments),
                 namespace=network.namespace,
                 runtime=tmp_path / "r",
                 ram=tmp_path / "ram",
@@ -171,20 +174,50 @@ def test_check_of_a_pool_where_nobody_serves_is_taken_up(make: Make, pool: Hapro
 def test_port_by_which_others_know_machines_does_not_change(make: Make, pool: HaproxyPool) -> None:
     with Watch(pool) as watch:
         with pytest.raises(ConfigurationError, match=r"roles\.app\.port: .*10\.78\.0\.1:8000"):
-            make(port=8001).ensure()
+            make({"app": 8001}).ensure()
         time.sleep(1.0)
     assert watch.lowest == len(MACHINES)
     pool.deregister(MACHINES)
-    make(port=8001).ensure()
+    make({"app": 8001}).ensure()
 
 
 def test_machine_gets_no_place_at_another_port_than_those_beside_it(
     make: Make, pool: HaproxyPool
 ) -> None:
-    changed = make(port=8001).pools()["app"]
+    changed = make({"app": 8001}).pools()["app"]
     before = pool.snapshot()
     with pytest.raises(ConfigurationError, match=r"have port 8000, and .* says 8001") as caught:
         changed.register(["10.78.0.13"])
     assert "earlier port" in (caught.value.hint or "")
     changed.register(MACHINES)
     assert pool.snapshot() == before
+
+
+def test_each_role_is_asked_whatever_became_of_another(
+    make: Make, network: EnvironmentNetwork, processes: list[subprocess.Popen], tmp_path: Path
+) -> None:
+    """The machine of the first has ended meanwhile; that of the second serves."""
+    first, second = MACHINES
+    argv = [sys.executable, "-m", "http.server", "8001", "--directory", str(tmp_path / "files")]
+    inside = ["ip", "netns", "exec", f"{network.namespace}.m1"]
+    processes.append(subprocess.Popen([*inside, *argv], stderr=subprocess.DEVNULL))
+    ports = {"app": 8000, "other": 8001}
+    balancer = make(ports)
+    balancer.ensure()
+    pools = balancer.pools()
+    for pool, address in ((pools["app"], first), (pools["other"], second)):
+        pool.register([address])
+        pool.await_healthy([address], deadline_s=PATIENCE_S)
+        pool.admit([address])
+    processes[0].kill()
+    with pytest.raises(ConfigurationError, match=second):
+        make(ports, health="/absent").ensure()
+    assert [target.is_serving for target in pools["other"].targets()] == [True]
+
+
+def test_balancer_can_be_reloaded_by_hand_after_a_refusal(
+    make: Make, pool: HaproxyPool, network: EnvironmentNetwork
+) -> None:
+    with pytest.raises(ConfigurationError):
+        make(health="/absent").ensure()
+    assert Path("/run/netns", host_namespace(network.namespace)).exists()

@@ -288,6 +288,14 @@ class FakeProvider:
             taken = [m.name for m in self.found.values() if m.address == order.address]
             if taken not in ([], [order.name]):
                 raise OutsideError(f"{order.address} is in use by {taken}")
+            owners = {
+                one.name
+                for one in self.found.values()
+                if one.role == order.role and one.state is not MachineState.STOPPED
+            }
+            if order.volumes and owners:
+                self._world.breaches.append(f"the volumes of {order.role} have two owners")
+                raise OutsideError(f"{owners} runs with the volumes of {order.role}")
             with self._world.change("launch"):
                 self._world.tested.discard(order.address)
                 self.found[order.name] = Machine(

@@ -7,7 +7,9 @@ import pytest
 from tests.support.fakes import FakeSite
 from toolkit.roll import command
 from toolkit.roll.conduct import RollResult
+from toolkit.roll.observe import find_remarks
 from toolkit.roll.prepare import Wanted
+from toolkit.roll.site import Site
 
 
 class Stop(BaseException):
@@ -34,6 +36,22 @@ class Clock:
 
 def image(fake: FakeSite, version: int) -> str:
     return list(reversed(fake.site.images.images()))[version - 1].digest
+
+
+def machines(fake: FakeSite, version: int) -> list[str]:
+    """Return the names of the machines of a version, in order."""
+    return sorted(
+        one.name for one in fake.provider.found.values() if one.image == image(fake, version)
+    )
+
+
+def address(fake: FakeSite, name: str) -> str:
+    return fake.provider.found[name].address
+
+
+def hang(fake: FakeSite, name: str) -> None:
+    """Let a machine run on and answer nobody."""
+    fake.world.answering.discard(address(fake, name))
 
 
 def roll(fake: FakeSite, version: int) -> RollResult:
@@ -70,6 +88,16 @@ def kill(fake: FakeSite, act: Callable[[], object], *, at: str, times: int = 1) 
     fake.world.at = lambda _name: None
 
 
+def stuck(fake: FakeSite) -> str:
+    """Bring about a roll that cannot go back: new machines serve well, an old one is needed."""
+    roll(fake, 1)
+    cut_short(fake, 2, at="drain after")
+    ill = machines(fake, 1)[0]
+    hang(fake, ill)
+    fake.smoke.bad_images = {image(fake, 1)}
+    return ill
+
+
 def roll_with_errors(fake: FakeSite, version: int, share: float) -> RollResult:
     """Roll to a version whose machines answer a share of their requests with errors."""
     known = set(fake.world.answering)
@@ -90,3 +118,8 @@ def stop_at(wanted: str) -> Callable[[str, str, str], None]:
             raise Stop
 
     return reach
+
+
+def drift(site: Site) -> list[str]:
+    """Return what an operator is told of an environment, as sentences."""
+    return [one.text for one in find_remarks(site)]

@@ -16,11 +16,11 @@ from bench.lab import Lab
 from bench.load.process import LoadProcess
 from examples.command import Answer, Toolkit
 from tests.support.breakage import PLAIN
+from tests.support.rolls import drift
 from tests.support.site import EchoSite
 from tests.support.traces import leftovers
 from toolkit.errors import ToolkitError
 from toolkit.faults import VARIABLE
-from toolkit.roll.observe import drift
 from toolkit.state import write_atomically
 
 SAMPLE_S = 0.03

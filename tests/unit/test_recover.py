@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,11 @@ from tests.support.fakes import FakePool, FakeSite, make_deployment, make_role
 from tests.support.rolls import (
     Stop,
     cut_short,
+    drift,
+    hang,
     image,
     kill,
+    machines,
     roll,
     roll_with_errors,
     serving,
@@ -50,7 +54,7 @@ from toolkit.roll.conduct import RollResult
 from toolkit.roll.downtime import downtime_s
 from toolkit.roll.expire import retire
 from toolkit.roll.lifecycle import bring_up, take_down
-from toolkit.roll.observe import drift, observe
+from toolkit.roll.observe import observe
 from toolkit.roll.recover import find_drift, find_orphans, remove_orphans
 from toolkit.roll.site import Site
 
@@ -849,7 +853,7 @@ def test_machines_of_a_role_that_is_gone_are_told_of(fake: FakeSite) -> None:
     [told] = drift(site)
     assert f"{', '.join(names)} belong to roles that test has no more" in told
     assert sorted(take_down(site)) == names
-    assert drift(site) == ["the balancer does not run: 'toolkit up' starts it"]
+    assert drift(site) == ["it is not up: 'toolkit up test' starts it"]
 
 
 def test_a_warm_machine_that_hangs_is_no_quick_way_back(make) -> None:
@@ -1257,11 +1261,34 @@ def test_certificate_of_an_environment_that_was_taken_down_is_left_alone(fake: F
 def test_status_does_not_send_to_up_with_what_up_leaves_alone(fake: FakeSite) -> None:
     roll(fake, 1)
     cut_short(fake, 2, at="drain after")
+    # What the roll itself has drained is no news.
+    [told] = drift(fake.site)
+    hang(fake, machines(fake, 2)[0])
+    fake.pool.targets()
     told = drift(fake.site)
-    assert any("has it drained" in one for one in told)
     assert not any("--repair" in one for one in told)
     assert "'toolkit resume test'" in told[-1] and "'toolkit abort test'" in told[-1]
     command.abort(fake.site)
     [place, _] = [one for one in fake.pool.places if one]
     fake.pool.drain([place.address])
     assert "'toolkit up test --repair' puts this right" in drift(fake.site)
+
+
+@pytest.mark.parametrize("strategy", ["stateful", "blue-green"])
+@pytest.mark.parametrize("act", [command.abort, command.resume])
+def test_nothing_of_a_roll_comes_back_after_down(
+    make, strategy: str, act: Callable[[Site], object]
+) -> None:
+    """Also what it had removed and begun to start again."""
+    fake = make(strategy=strategy, machines=1)
+    roll(fake, 1)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(faults, "reach", stop_at("roll.destroy.committed"))
+        roll(fake, 2)
+    with pytest.MonkeyPatch.context() as patch, suppress(Stop):
+        patch.setattr(faults, "reach", stop_at("roll.launch.intended"))
+        act(fake.site)
+    take_down(fake.site)
+    assert fake.site.ledger.machines("test") == []
+    bring_up(fake.site)
+    assert fake.provider.found == {}

@@ -5,7 +5,20 @@ from collections.abc import Callable
 import pytest
 
 from tests.support.fakes import FakeSite
-from tests.support.rolls import Stop, cut_short, image, kill, roll, serving, stop_at
+from tests.support.rolls import (
+    Stop,
+    address,
+    cut_short,
+    drift,
+    hang,
+    image,
+    kill,
+    machines,
+    roll,
+    serving,
+    stop_at,
+    stuck,
+)
 from toolkit import faults
 from toolkit.errors import (
     ConfigurationError,
@@ -19,25 +32,8 @@ from toolkit.roll import command, journal, prepare
 from toolkit.roll.conduct import RollResult
 from toolkit.roll.expire import retire
 from toolkit.roll.lifecycle import bring_up, take_down
-from toolkit.roll.observe import drift
 
 SOAK = Soak(10.0, 1.0, 50, 0.0)
-
-
-def machines(fake: FakeSite, version: int) -> list[str]:
-    """Return the names of the machines of a version, in order."""
-    return sorted(
-        one.name for one in fake.provider.found.values() if one.image == image(fake, version)
-    )
-
-
-def address(fake: FakeSite, name: str) -> str:
-    return fake.provider.found[name].address
-
-
-def hang(fake: FakeSite, name: str) -> None:
-    """Let a machine run on and answer nobody."""
-    fake.world.answering.discard(address(fake, name))
 
 
 def roll_badly(fake: FakeSite, at: str, befall: Callable[[], None]) -> RollResult:
@@ -47,8 +43,8 @@ def roll_badly(fake: FakeSite, at: str, befall: Callable[[], None]) -> RollResul
 
     def watch(name: str) -> None:
         nonlocal is_over
-        for address in fake.world.answering - known:
-            fake.world.error_share[address] = 0.5
+        for one in fake.world.answering - known:
+            fake.world.error_share[one] = 0.5
         if name == at and not is_over:
             is_over = True
             befall()
@@ -169,16 +165,6 @@ def test_stateful_machine_that_hangs_is_started_anew_with_its_volume(make) -> No
     [result] = command.abort(fake.site)
     assert result.error is None
     assert serving(fake) == [image(fake, 1)]
-
-
-def stuck(fake: FakeSite) -> str:
-    """Bring about a roll that cannot go back: new machines serve well, an old one is needed."""
-    roll(fake, 1)
-    cut_short(fake, 2, at="drain after")
-    ill = machines(fake, 1)[0]
-    hang(fake, ill)
-    fake.smoke.bad_images = {image(fake, 1)}
-    return ill
 
 
 def test_new_machines_that_do_well_stay_until_as_many_old_ones_serve(fake: FakeSite) -> None:
@@ -308,81 +294,6 @@ def test_member_that_hangs_is_drift_and_started_anew_when_asked(fake: FakeSite) 
 
 
 # Left as it stands.
-
-MIXED = "app has machines of several images: 'toolkit roll test app' replaces them all"
-
-
-def test_roll_that_neither_version_can_end_is_left_and_the_next_replaces_all(
-    fake: FakeSite,
-) -> None:
-    ill = stuck(fake)
-    [result] = command.leave(fake.site)
-    assert (result.outcome, result.error) == ("left", None)
-    assert len(result.machines) == 2
-    assert ill not in fake.provider.found
-    assert serving(fake) == [image(fake, 1), image(fake, 2)]
-    assert fake.site.ledger.rolls("test")[0].outcome == "left"
-    assert drift(fake.site) == [MIXED]
-    assert roll(fake, 3).outcome == "rolled"
-    assert serving(fake) == [image(fake, 3)] * 2
-    assert len(fake.provider.found) == 2
-    assert command.leave(fake.site) == []
-    assert fake.world.breaches == []
-
-
-def test_rollback_after_leaving_goes_to_the_version_before(fake: FakeSite) -> None:
-    stuck(fake)
-    command.leave(fake.site)
-    fake.smoke.bad_images.clear()
-    assert command.roll_back(fake.site, "app", None).outcome == "rolled"
-    assert serving(fake) == [image(fake, 1)] * 2
-
-
-def test_leaving_keeps_what_is_warm_and_has_a_place(make) -> None:
-    fake = make(strategy="blue-green", keep_warm_s=600.0)
-    roll(fake, 1)
-    roll(fake, 2)
-    warm = machines(fake, 1)
-    cut_short(fake, 3, at="deregister after")
-    command.leave(fake.site)
-    assert len(machines(fake, 1)) == 1
-    assert serving(fake) == [image(fake, 2)] * 2
-    records = {one.name: one.standing for one in fake.site.ledger.machines("test")}
-    assert [records.get(name) for name in warm].count("warm") == 1
-    assert len(records) == 3
-    assert drift(fake.site) == []
-
-
-@pytest.mark.parametrize("strategy", ["blue-green", "stateful"])
-def test_leaving_where_nothing_serves_keeps_the_version_before(make, strategy: str) -> None:
-    count = 1 if strategy == "stateful" else 2
-    fake = make(strategy=strategy, machines=count)
-    roll(fake, 1)
-    cut_short(fake, 2, at="register after")
-    for name in list(fake.provider.found):
-        hang(fake, name)
-    fake.pool.targets()
-    command.leave(fake.site)
-    assert serving(fake) == []
-    bring_up(fake.site)
-    assert serving(fake) == [image(fake, 1)] * count
-    assert len(fake.provider.found) == count
-
-
-@pytest.mark.parametrize("at", ["drain before", "drain after", "deregister after", "destroy after"])
-@pytest.mark.parametrize("act", [command.leave, command.abort, command.resume])
-def test_leaving_may_be_cut_short(make, at: str, act: Callable[..., list]) -> None:
-    fake = make(strategy="blue-green")
-    roll(fake, 1)
-    cut_short(fake, 2, at="admit after")
-    kill(fake, lambda: command.leave(fake.site), at=at)
-    act(fake.site)
-    bring_up(fake.site)
-    found = serving(fake)
-    assert len(found) >= 2
-    assert len(fake.provider.found) == len(found)
-    assert drift(fake.site) == ([MIXED] if len({*found}) > 1 else [])
-
 
 # A `down` that was cut short and has forgotten machines that serve.
 
@@ -611,84 +522,25 @@ def test_as_many_may_serve_as_before_though_they_are_others(make) -> None:
 # More of what is left.
 
 
-def test_leaving_takes_one_late_check_for_nothing(make) -> None:
-    fake = make(strategy="blue-green")
+def test_stateful_roll_has_an_end_though_neither_version_is_well(make) -> None:
+    """Nothing served before it either."""
+    fake = make(strategy="stateful", machines=1)
     roll(fake, 1)
-    cut_short(fake, 2, at="deregister after")
-    for name in machines(fake, 2):
-        hang(fake, name)
+    hang(fake, machines(fake, 1)[0])
     fake.pool.targets()
-    for name in machines(fake, 2):
-        fake.world.answering.add(address(fake, name))
-    command.leave(fake.site)
-    assert serving(fake) == [image(fake, 2)] * 2
+    fake.smoke.bad_images = {image(fake, 1), image(fake, 2)}
+    result = roll(fake, 2)
+    assert result.error is not None and result.error.exit_code == 4
+    assert fake.site.ledger.unfinished_rolls("test") == []
+    assert len(fake.provider.found) <= 1
 
 
-@pytest.mark.parametrize("hanging", [1, 2])
-def test_leaving_has_old_machines_serve_again_that_are_well(make, hanging: int) -> None:
-    fake = make(strategy="blue-green")
+def test_hint_says_nothing_of_new_machines_that_are_gone(make) -> None:
+    fake = make(strategy="stateful", machines=1)
     roll(fake, 1)
-    cut_short(fake, 2, at="drain after", times=2)
-    for name in machines(fake, 2)[:hanging]:
-        hang(fake, name)
-    [result] = command.leave(fake.site)
-    assert result.error is None
-    assert serving(fake) == [image(fake, 1)] * hanging + [image(fake, 2)] * (2 - hanging)
-    assert len(fake.provider.found) == 2
-
-
-def test_leaving_where_nothing_serves_is_no_success(fake: FakeSite) -> None:
-    roll(fake, 1)
-    cut_short(fake, 2, at="register after")
-    for name in list(fake.provider.found):
-        hang(fake, name)
-    [result] = command.leave(fake.site)
-    assert "nothing of app serves" in result.error.message
-    assert "toolkit up test" in result.error.hint
-    assert [word for word in drift(fake.site) if "has not passed its tests yet" in word]
-
-
-def test_leaving_keeps_what_somebody_had_withdrawn_before(fake: FakeSite) -> None:
-    roll(fake, 1)
-    held, other = machines(fake, 1)
-    fake.pool.hold([address(fake, held)])
-    cut_short(fake, 2, at="admit after")
-    command.leave(fake.site)
-    assert {held, other} <= set(fake.provider.found)
-    assert {one.address for one in fake.pool.places if one and one.is_held} == {address(fake, held)}
-
-
-def test_way_back_begun_then_left_in_the_middle_then_gone_back_after_all(fake: FakeSite) -> None:
-    roll(fake, 1)
-    first = machines(fake, 1)[0]
-    cut_short(fake, 2, at="admit after")
-    kill(fake, lambda: command.abort(fake.site), at="drain before")
-    hang(fake, first)
-    kill(fake, lambda: command.leave(fake.site), at="drain after")
-    fake.world.answering.add(address(fake, first))
-    [result] = command.abort(fake.site)
-    assert result.outcome == "rolled-back"
-    assert serving(fake) == [image(fake, 1)] * 2
-
-
-def test_version_that_was_left_in_full_is_one_to_go_back_to(make) -> None:
-    fake = make(strategy="blue-green")
-    roll(fake, 1)
-    cut_short(fake, 2, at="drain after", times=2)
-    command.leave(fake.site)
-    assert serving(fake) == [image(fake, 2)] * 2
-    roll(fake, 3)
-    command.roll_back(fake.site, "app", None)
-    assert serving(fake) == [image(fake, 2)] * 2
-    command.roll_back(fake.site, "app", None)
-    assert serving(fake) == [image(fake, 1)] * 2
-
-
-def test_rollback_that_was_left_in_the_middle_can_be_done_again(fake: FakeSite) -> None:
-    for version in (1, 2, 3):
-        roll(fake, version)
-    kill(fake, lambda: command.roll_back(fake.site, "app", None), at="admit after")
-    command.leave(fake.site)
-    assert set(serving(fake)) == {image(fake, 2), image(fake, 3)}
-    command.roll_back(fake.site, "app", None)
-    assert serving(fake) == [image(fake, 2)] * 2
+    fake.smoke.bad_images = {image(fake, 1), image(fake, 2)}
+    with pytest.raises(ToolkitError) as caught:
+        roll(fake, 2)
+    assert machines(fake, 2) == []
+    assert "the new machines stay" not in (caught.value.hint or "")
+    assert "--leave" in (caught.value.hint or "")

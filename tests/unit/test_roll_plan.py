@@ -123,10 +123,10 @@ def test_plan(policy: RollPolicy, old: str, new: str, expected: list[str]) -> No
 
 def test_retired_machines_make_room_first() -> None:
     plan = plan_roll(RollPolicy("blue-green"), old="a", new="b", retired="wx")
-    assert words(plan.switch)[:3] == removed("w,x")
+    assert words(plan.switch)[:4] == ["drain w,x", *removed("w,x")]
 
 
-@pytest.mark.parametrize(("begun", "expected"), [(1, []), (2, ["deregister w,x", "destroy w,x"])])
+@pytest.mark.parametrize(("begun", "expected"), [(2, []), (3, ["deregister w,x", "destroy w,x"])])
 def test_retired_machines_that_have_left_the_pool_go(begun: int, expected: list[str]) -> None:
     plan = plan_roll(RollPolicy("blue-green"), old="a", new="b", retired="wx")
     assert words(way_back(plan_undo(plan, plan.steps[:begun]))) == expected

@@ -46,9 +46,20 @@ class Context(Workplace):
             return JsonLines()
         return Lines(has_colour=has_colour(sys.stderr))
 
-    def emit(self, data: object, text: str) -> None:
-        """Print a result on standard output: JSON where asked for, else text."""
-        self.put(json.dumps(data, indent=2) if self.as_json else text)
+    def emit(self, data: object, text: str, *, remarks: Sequence[str] = ()) -> None:
+        """Print a result on standard output: JSON where asked for, else text.
+
+        Args:
+            data: For JSON.
+            text: For people.
+            remarks: Sentences that `data` has no place for: below the text, or else progress.
+        """
+        if self.as_json:
+            for remark in remarks:
+                self.progress.note(remark)
+            self.put(json.dumps(data, indent=2))
+        else:
+            self.put("\n".join([text, *map(marked, remarks)]))
 
     def put(self, content: str | bytes, *, has_line_end: bool = True) -> None:
         """Write on standard output; a reader who has seen enough, as `head` has, is no failure.
@@ -146,12 +157,16 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str)
     """Return rows as aligned columns, or `empty` when there is none."""
     if not rows:
         return empty
-    lines = [tuple(headings), *(tuple(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    return "\n".join(aligned([headings, *rows]))
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of one length as lines with columns, the last of which is as long as it is."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def age(seconds: float) -> str:
@@ -165,6 +180,11 @@ def age(seconds: float) -> str:
 def size(count: int) -> str:
     """Return a number of bytes as people say it."""
     return f"{count / 1_000_000:.1f} MB"
+
+
+def marked(remark: str) -> str:
+    """Return a sentence as a line that stands out from a table."""
+    return f"! {remark}"
 
 
 def short(digest: str) -> str:

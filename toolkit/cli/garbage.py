@@ -58,8 +58,8 @@ def collect(
     with bake_lock(workplace.state, doing="a garbage collection"):
         for name in environment_names(workplace.project):
             with open_site(workplace, name) as site:
-                for sentence in unfinished(site):
-                    workplace.progress.note(f"{name} is left as it is: {sentence}")
+                for remark in unfinished(site):
+                    workplace.progress.note(f"{name} is left as it is: {remark.text}")
                 machines += expire.retire(site, is_dry_run=is_dry_run, wait_s=wait_s)
                 trimmed = expire.trim_snapshots(
                     site, keep=keep_snapshots, is_dry_run=is_dry_run, wait_s=wait_s

@@ -15,7 +15,7 @@ import click
 
 from toolkit import __version__
 from toolkit.cli.context import Context, has_colour
-from toolkit.errors import EXIT_BUG, EXIT_INTERRUPTED, ToolkitError
+from toolkit.errors import EXIT_BUG, EXIT_INTERRUPTED, Interrupted, ToolkitError
 from toolkit.progress import printable, silence
 
 DEFAULT_STATE = "/var/lib/toolkit"
@@ -73,6 +73,18 @@ class LazyGroup(click.Group):
         module, _, attribute = place.partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; one that the operator stops ends as others do, and not in click's way.
+
+        Raises:
+            Interrupted: By SIGINT or SIGTERM.
+        """
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            hint = str(stop.args[0]) if stop.args else None
+            raise Interrupted("interrupted", hint=hint) from stop
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing any."""
@@ -156,7 +168,7 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if is_debug:
             _print_traceback()
-        hint = "this is a bug; run again with --debug to see where"
+        hint = "this is a bug; 'toolkit --debug …' shows where"
         _complain(f"{type(error).__name__}: {error}", hint, EXIT_BUG, is_json=is_json)
         return EXIT_BUG
     return result if isinstance(result, int) else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from toolkit.roll.conduct import RollResult
     from toolkit.roll.order import RollOrder
     from toolkit.roll.past import Estimate
+
+
+WIDTH = 80
+"""Columns that the text of a result keeps to."""
 
 
 def _what(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -98,22 +103,41 @@ def in_turn(
 
 
 def emit_results(
-    context: Context, environment: str, results: Sequence[RollResult], *, is_single: bool
+    context: Context,
+    environment: str,
+    results: Sequence[RollResult],
+    *,
+    is_single: bool,
+    remarks: Sequence[str] = (),
 ) -> None:
     """Print how rolls ended, and raise the error of the one that ended badly.
+
+    Args:
+        context: Where.
+        environment: In which environment.
+        results: How they ended, in order.
+        is_single: Whether one was asked for: its result is no list.
+        remarks: What else the operator should know.
 
     Raises:
         ToolkitError: Of the class that has the right exit code.
     """
-    _print(context, results, is_single=is_single)
+    _print(context, results, is_single=is_single, remarks=remarks)
     error = results[-1].error
     if error is not None:
         raise type(error)(f"{environment} {results[-1].role}: {error.message}", hint=error.hint)
 
 
-def _print(context: Context, results: Sequence[RollResult], *, is_single: bool) -> None:
+def _print(
+    context: Context,
+    results: Sequence[RollResult],
+    *,
+    is_single: bool,
+    remarks: Sequence[str] = (),
+) -> None:
     data = [result.as_data() for result in results]
-    context.emit(data[0] if is_single else data, "\n".join(map(_as_text, results)))
+    text = "\n".join(map(_as_text, results))
+    context.emit(data[0] if is_single else data, text, remarks=remarks)
 
 
 @click.command()
@@ -139,8 +163,8 @@ def plan(
     with wiring.open_site(context, environment, is_looking=True) as site:
         chosen = choose(site, [role] if role else [], image, release)
         need_up(site)
-        for sentence in unfinished(site):
-            context.progress.note(sentence)
+        for remark in unfinished(site):
+            context.progress.note(remark.text)
         orders = {name: plan_only(site, name, wanted) for name, wanted in chosen.items()}
         views = [
             PlanView(name, chosen[name].image.digest, order, estimate(site, name, order))
@@ -161,18 +185,31 @@ def _as_text(result: RollResult) -> str:
         return f"{result.role}: unchanged, {short(result.image)} serves already"
     if result.outcome == "left":
         return f"{result.role}: left as it stood, with {', '.join(result.machines)}"
-    steps = ", ".join(f"{name} {value:.1f}" for name, value in result.report.seconds.items())
     passed = sum(check.is_passed for check in result.report.smoke)
-    lines = [
-        f"{result.role}: {result.outcome} in {result.seconds:.1f} s "
-        f"({short(result.previous) if result.previous else 'nothing'} → {short(result.image)})",
-        f"  machines  {', '.join(result.machines)}",
-        f"  smoke     {passed} of {len(result.report.smoke)} passed",
-        f"  seconds   {steps}",
-    ]
+    smoke = f"{passed} of {len(result.report.smoke)} passed" if result.report.smoke else ""
+    steps = ", ".join(f"{name} {value:.1f}" for name, value in result.report.seconds.items())
+    lines = [f"{result.role}: {result.outcome} in {result.seconds:.1f} s ({_change(result)})"]
+    for name, value in (
+        ("machines", ", ".join(result.machines)), ("smoke", smoke), ("seconds", steps),
+    ):  # fmt: skip
+        lines += textwrap.wrap(
+            value, WIDTH, initial_indent=f"  {name:<8}  ", subsequent_indent=" " * 12,
+            break_on_hyphens=False,
+        )  # fmt: skip
     if result.report.downtime_s is not None:
         lines.append(f"  downtime  {result.report.downtime_s:.1f} s (a role with a volume)")
     return "\n".join(lines)
+
+
+def _change(result: RollResult) -> str:
+    """Return which image gave way to which."""
+    old, new = short(result.previous) if result.previous else "nothing", short(result.image)
+    if result.previous == result.image:
+        # Settings, secrets, or the number of machines have changed.
+        return f"{new} again"
+    if result.outcome == "rolled":
+        return f"{old} → {new}"
+    return f"{old} stays, not {new}"
 
 
 @dataclass(frozen=True, slots=True)

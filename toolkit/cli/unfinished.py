@@ -102,10 +102,19 @@ def rollback(
             need_role(site, role)
         command.need_up(site)
         roles = [role] if role else list(reversed(list(site.environment.deployments)))
+        remarks = []
         if not role:
-            roles = [one for one in roles if previous_roll(site.ledger, environment, one)]
+            able = [one for one in roles if previous_roll(site.ledger, environment, one)]
+            if not able:
+                raise NotFound(
+                    f"{environment} has no earlier version to go back to",
+                    hint="name a ROLE and an image with --to; 'toolkit images list' shows them",
+                )
+            if stay := [one for one in roles if one not in able]:
+                remarks = [f"{', '.join(stay)} had no earlier version, and stay as they are"]
+            roles = able
         if dry_run:
-            for sentence in unfinished(site):
+            for sentence in (*(one.text for one in unfinished(site)), *remarks):
                 context.progress.note(sentence)
             plans = {name: command.plan_back(site, name, to) for name in roles}
             views = [
@@ -120,10 +129,7 @@ def rollback(
             lambda name: command.roll_back(site, name, to, wait_s=wait),
             is_single=is_single,
         )
-    if not results:
-        context.emit([], f"{environment} has no earlier version to go back to")
-        return
-    emit_results(context, environment, results, is_single=is_single)
+    emit_results(context, environment, results, is_single=is_single, remarks=remarks)
 
 
 def _take_up(
@@ -135,19 +141,21 @@ def _take_up(
     wait_s: float,
 ) -> None:
     from toolkit import wiring
-    from toolkit.roll.command import need_up
+    from toolkit.roll.command import need_up, rest_of_release
 
     context.need_root()
     environment = _environment_of(context, what)
     results: list[RollResult] = []
+    remarks: list[str] = []
     if environment is not None:
         with wiring.open_site(context, environment) as site:
             need_up(site)
             results = act(site, wait_s=wait_s)
+            remarks = rest_of_release(site, results)
     if not results or environment is None:
         context.emit([], f"no roll was cut short: there is nothing to {doing}")
         return
-    emit_results(context, environment, results, is_single=False)
+    emit_results(context, environment, results, is_single=False, remarks=remarks)
 
 
 def _environment_of(context: Context, what: str | None) -> str | None:

@@ -77,7 +77,11 @@ class NspawnProvider:
                     )
 
     def launch(self, orders: Sequence[LaunchOrder]) -> None:
-        """Begin to start machines; one that runs already is left alone."""
+        """Begin to start machines; one that runs already is left alone.
+
+        Raises:
+            OutsideError: Another one runs with the volumes that a machine is to have.
+        """
         make_private(self._directory)
         for order in orders:
             container = self._container(order.name)
@@ -86,6 +90,7 @@ class NspawnProvider:
             if self._exists(order.name):
                 self.destroy([order.name], deadline_s=0)
                 container = self._container(order.name)
+            self._need_volumes(order)
             description = {
                 "role": order.role,
                 "image": order.image,
@@ -285,6 +290,19 @@ class NspawnProvider:
             state=state,
             since=float(description.get("since", 0.0)),
         )
+
+    def _need_volumes(self, order: LaunchOrder) -> None:
+        """Refuse a second owner of volumes, who would destroy what the first one writes."""
+        owners = [
+            one.name
+            for one in (self.machines() if order.volumes else ())
+            if one.role == order.role and one.state is not MachineState.STOPPED
+        ]
+        if owners:
+            raise OutsideError(
+                f"{order.name} does not start: {', '.join(owners)} runs with the volumes of "
+                f"{order.role}"
+            )
 
     def _container_order(self, order: LaunchOrder) -> ContainerOrder:
         arguments = [f"--network-namespace-path={namespace_path(self.namespace(order.name))}"]

@@ -14,13 +14,17 @@ from toolkit.errors import ConfigurationError, DeadlineExceeded, OutsideError, U
 from toolkit.model import Counters, Target
 from toolkit.pools import haproxy_socket, host
 from toolkit.pools.haproxy import HaproxyProcess
-from toolkit.pools.haproxy_config import FREE_ADDRESS, FREE_PORT, PoolConfig, Protocol, backend_name
+from toolkit.pools.haproxy_config import FREE_ADDRESS, FREE_PORT, PoolConfig, backend_name
 from toolkit.pools.haproxy_slot import STATES, Slot, slot_of
 from toolkit.pools.haproxy_socket import HaproxySocket
 
 _POLL_S: Final = 0.05
 
 _EXPECTED_ANSWERS: Final = ("IP changed from", "port changed from", "no need to change")
+
+_PASSED: Final = ("L4OK", "L6OK", "L7OK")
+"""Of a check that has passed, whichever kind the HAProxy that runs makes: what `service.yml` says
+now is not in force before `up`."""
 
 ERROR_COUNTERS = ("hrsp_5xx", "econ", "eresp")
 """5xx answers, connections that failed, connections that broke before an answer."""
@@ -40,7 +44,6 @@ class HaproxyPool:
         self._declared = config.slots
         self._backend = backend_name(config.role)
         self._machine_port = config.machine_port
-        self._passed = "L4OK" if config.protocol is Protocol.TCP else "L7OK"
 
     def targets(self) -> Sequence[Target]:
         """Return the slots in use, as HAProxy reports them; see `toolkit.ports.Pool`."""
@@ -105,7 +108,7 @@ class HaproxyPool:
             missing = [
                 slot
                 for slot in self._require(addresses)
-                if not (slot.is_up and slot.has_full_health and slot.check == self._passed)
+                if not (slot.is_up and slot.has_full_health and slot.check in _PASSED)
             ]
             return not missing
 
@@ -295,7 +298,7 @@ class HaproxyPool:
     def _describe(self, slot: Slot) -> str:
         if slot.check in ("", "INI"):
             return "no check has ended yet"
-        if slot.check == self._passed:
+        if slot.check in _PASSED:
             return "too few checks have passed since it was registered"
         return f"{slot.check} {slot.detail}".strip()
 

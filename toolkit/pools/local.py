@@ -166,14 +166,23 @@ class LocalBalancer:
             process.start(render(config))
             for role, addresses in relied_on.items():
                 if role in pools:
-                    pool = HaproxyPool(balancer=process, config=pools[role])
-                    pool.register(addresses)
-                    pool.await_healthy(addresses, deadline_s=CHECKED_S)
+                    self._ask(HaproxyPool(balancer=process, config=pools[role]), addresses)
+        finally:
+            process.stop(deadline_s=0)
+            shutil.rmtree(directory, ignore_errors=True)
+            # Both have the same one, and a reload by hand needs it.
+            host.name_own_namespace(host_namespace(config.namespace))
+
+    def _ask(self, pool: HaproxyPool, addresses: Sequence[str]) -> None:
+        """Have a pool that serves nobody check machines that serve in another one."""
+        try:
+            pool.register(addresses)
+            pool.await_healthy(addresses, deadline_s=CHECKED_S)
         except Unhealthy as error:
             live = {
                 one.address
-                for pool in self.pools().values()
-                for one in pool.targets()
+                for other in self.pools().values()
+                for one in other.targets()
                 if one.is_serving
             }
             if live.isdisjoint(error.addresses):
@@ -184,9 +193,6 @@ class LocalBalancer:
                 f"{error.message}",
                 hint="roll a version first that passes the balancer's earlier check and this one",
             ) from None
-        finally:
-            process.stop(deadline_s=0)
-            shutil.rmtree(directory, ignore_errors=True)
 
     def stop(self) -> None:
         """End HAProxy and remove its files."""

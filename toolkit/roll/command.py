@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from toolkit import interrupt
 from toolkit.errors import (
     ConfigurationError,
     LeaseHeld,
+    NotFound,
+    OutsideError,
     ToolkitError,
 )
 from toolkit.model import SmokeCheck
@@ -51,14 +53,22 @@ def need_up(site: Site) -> None:
     """Refuse to go on with an environment that is not up.
 
     Raises:
-        ConfigurationError: It is not up, or its network or balancer is gone.
+        ConfigurationError: It is not up.
+        OutsideError: Its network or its balancer is gone.
     """
     name = site.environment.name
-    is_up = site.ledger.is_up(name)
-    if not is_up or not site.network.is_up() or not site.balancer.is_running():
-        gone = "is recorded as up, but its network or balancer is gone or not as configured"
-        state = gone if is_up else "is not up"
-        raise ConfigurationError(f"{name} {state}", hint=f"run 'toolkit up {name}'")
+    if not site.ledger.is_up(name):
+        raise ConfigurationError(f"{name} is not up", hint=f"run 'toolkit up {name}'")
+    if not site.network.is_up():
+        raise OutsideError(
+            f"{name} is recorded as up, and its network is gone or not as configured",
+            hint=f"run 'toolkit up {name}'",
+        )
+    if not site.balancer.is_running():
+        raise OutsideError(
+            f"{name} is recorded as up, and its balancer does not run",
+            hint=f"run 'toolkit up {name}'",
+        )
 
 
 def need_known(site: Site) -> None:
@@ -242,6 +252,10 @@ def _take_up(
             began = time.monotonic()
             order = restore_order(site, record)
             site.progress.note(f"{doing} {record.id} of {record.role}")
+            if doing == "resume":
+                # A way back has an entry of its own.
+                place = {"environment": name, "role": record.role, "roll": record.id}
+                held.ledger.append("roll.resumed", {"started_by": record.by}, **place)
             results.append(conclude(site, held, order, record, proceed, began))
         remove_orphans(site, held.ledger)
         return [_complete(site, held, result) for result in results]
@@ -262,6 +276,39 @@ def _complete(site: Site, held: Lease, result: RollResult) -> RollResult:
         error.hint = f"{error.hint}; {hint}" if error.hint else hint
         return replace(result, error=result.error or error)
     return result
+
+
+def rest_of_release(site: Site, results: Sequence[RollResult]) -> list[str]:
+    """Return which other roles are not at the release of rolls that were taken up, as sentences.
+
+    A roll of several roles that is cut short is taken up for the one role that was under way.
+    """
+    name = site.environment.name
+    sentences = []
+    for result in results:
+        release = next((one.release for one in site.ledger.rolls(name, result.role)), None)
+        try:
+            images = site.images.release(release).images if release else {}
+        except NotFound:
+            continue
+        others = {
+            role: {one.image for one in site.members(role)} == {images[role]}
+            for role in site.environment.deployments
+            if role in images and role != result.role
+        }
+        ahead = [role for role, is_there in others.items() if is_there]
+        behind = [role for role, is_there in others.items() if not is_there]
+        if result.outcome == "rolled" and behind:
+            sentences.append(
+                f"{', '.join(behind)} do not serve release {release} yet: "
+                f"'toolkit roll {name} --release {release}' goes on with them"
+            )
+        elif result.outcome in {"discarded", "rolled-back"} and ahead:
+            sentences.append(
+                f"{', '.join(ahead)} serve release {release} all the same: 'toolkit rollback "
+                f"{name} ROLE' takes one back"
+            )
+    return sentences
 
 
 def _new_id() -> str:

@@ -130,7 +130,7 @@ def conclude(
     error: ToolkitError | None = None
     hint = f"'toolkit resume {order.environment}' or 'toolkit abort {order.environment}' goes on"
     try:
-        with interrupt.at_safe_points(hint):
+        with interrupt.at_safe_points(hint, tell=site.progress.urge):
             proceed(roll)
     except ToolkitError as caught:
         if roll.report.outcome == "running":

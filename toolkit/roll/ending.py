@@ -40,15 +40,16 @@ def end_removed(ledger: Ledger, roll: RollRecord) -> None:
     is_forward = SWITCHED in kinds and UNDOING not in kinds
     kept, gone = (plan.new, plan.old) if is_forward else (plan.old, plan.new)
     reason = {"reason": "the environment was removed"}
-    _end(ledger, roll, "failed", reason, kept=kept, forgotten=gone)
+    _end(ledger, roll, "failed", reason, kept=kept, untested=kept, forgotten=gone)
 
 
 def end_left(site: Site, ledger: Ledger, roll: RollRecord) -> Left:
     """End a roll as it stands: machines that serve stay, of whichever version, and all others go.
 
     Where fewer serve than before the roll, old machines that it has drained and that are well serve
-    again. Such as somebody had withdrawn before it stay as they are. Where none serves, those of
-    before are meant to, and `up` tries. A machine's share of the traffic is left as it is.
+    again. Such as somebody had withdrawn before it, and that are still there, stay as they are.
+    Where none serves, those of before are meant to, and `up` tries. A machine's share of the
+    traffic is left as it is.
 
     Args:
         site: Where; it has the roll's role.
@@ -62,11 +63,17 @@ def end_left(site: Site, ledger: Ledger, roll: RollRecord) -> Left:
     place = {"environment": roll.environment, "role": roll.role, "roll": roll.id}
     journal = Journal(ledger, place, scope="roll")
 
-    held = [name for name in roll.order.get("held", ()) if name in plan.old]
+    running = running_names(site.provider.machines())
+    held = [
+        name
+        for name in roll.order.get("held", ())
+        if name in running and state.get(address[name]) not in {None, TargetState.READY}
+    ]
     well = _find_well(site, pool, plan, address)
     serving = [name for name in well if state[address[name]] is TargetState.READY]
-    members = {one.name for one in site.members(roll.role)}
-    drained = [n for n in well if n in plan.old and n in members and n not in {*serving, *held}]
+    machines = ledger.machines(roll.environment, roll.role)
+    tested = {one.name for one in machines if one.standing != "new"}
+    drained = [n for n in well if n in plan.old and n in tested and n not in {*serving, *held}]
     missing = len(plan.old) - len(roll.order.get("absent", ())) - len(serving)
     returning = drained[: max(missing, 0)]
     if returning:
@@ -87,8 +94,9 @@ def end_left(site: Site, ledger: Ledger, roll: RollRecord) -> Left:
     with journal.effect("destroy", data):
         site.provider.destroy(leaving, deadline_s=timeouts.stop_s)
     reason = {"reason": "left as it stood", "machines": kept}
-    standing = "member" if serving else "new"
-    _end(ledger, roll, "left", reason, kept=kept, standing=standing, forgotten=leaving)
+    # One that somebody has withdrawn has passed as little, or as much, as before.
+    untested = {one.name for one in machines} - tested if serving else {*kept}
+    _end(ledger, roll, "left", reason, kept=kept, untested=untested, forgotten=leaving)
     return Left(tuple(kept), tuple(serving))
 
 
@@ -113,7 +121,7 @@ def _end(
     *,
     kept: Collection[str],
     forgotten: Collection[str],
-    standing: str = "new",
+    untested: Collection[str],
 ) -> None:
     records = [MachineRecord(**one) for one in roll.order["records"]]
     ledger.end_roll(
@@ -121,7 +129,9 @@ def _end(
         outcome,
         data,
         keep=[
-            replace(one, standing=standing, warm_until=None) for one in records if one.name in kept
+            replace(one, standing="new" if one.name in untested else "member", warm_until=None)
+            for one in records
+            if one.name in kept
         ],
         forget=list(forgotten),
     )

@@ -13,7 +13,7 @@ from toolkit.roll.journal import Journal
 from toolkit.roll.lease import Lease
 from toolkit.roll.past import rollback_target
 from toolkit.roll.prepare import previous_roll
-from toolkit.roll.recover import find_orphans, remove_orphans, serving_orphans
+from toolkit.roll.recover import find_orphans, remove_orphans, serving_orphans, withdraw
 from toolkit.roll.site import Site
 
 
@@ -97,14 +97,14 @@ def _find_surplus(site: Site, keep: int) -> list[Snapshot]:
 
 
 def remove_machines(site: Site, held: Lease, machines: Sequence[MachineRecord]) -> None:
-    """Remove machines that serve nobody."""
+    """Remove machines that are not meant to serve; one that does all the same drains first."""
     name = site.environment.name
     for one in machines:
         place = {"environment": name, "role": one.role}
         journal = Journal(held.ledger, place, scope="gc")
         with journal.effect("retire", {"machine": one.name}):
             if one.role in site.pools and site.balancer.is_running():
-                site.pools[one.role].deregister([one.address])
+                withdraw(site, one.role, [one.address])
             site.provider.destroy([one.name], deadline_s=site.environment.stop_s(one.role))
             held.ledger.forget_machines([one.name])
         held.ledger.append("machine.retired", {"machine": one.name}, **place)
@@ -161,8 +161,10 @@ def find_in_use(ledger: Ledger) -> InUse:
             # Where a rollback goes once such a roll is aborted.
             *(rollback_target(ledger.rolls(name, one.role), one.previous) for one in unfinished),
         ]
-        images |= {one.image for one in machines}
-        releases |= {one.release for one in machines}
+        # Those that an unfinished roll has removed may have to start again.
+        recorded = [one for roll in unfinished for one in roll.order.get("records", ())]
+        images |= {one.image for one in machines} | {one["image"] for one in recorded}
+        releases |= {one.release for one in machines} | {one["release"] for one in recorded}
         for roll in needed:
             if roll is not None:
                 images |= {roll.image} if roll.outcome != "running" else {roll.image, roll.previous}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -73,6 +73,7 @@ def held(
     doing: str,
     wait_s: float = 0.0,
     longest_effect_s: float = 0.0,
+    tell: Callable[[str], None] = lambda _message: None,
 ) -> Iterator[Lease]:
     """Hold the lease of an environment while the body runs.
 
@@ -82,12 +83,13 @@ def held(
         doing: What for; others are told.
         wait_s: How long to queue for it.
         longest_effect_s: How long may pass between two writes.
+        tell: Hears once for whom it waits.
 
     Raises:
         LeaseHeld: Another process holds it; the message says who, what and until when.
     """
     for_s = max(TIME_TO_LIVE_S, 2 * longest_effect_s)
-    epoch = _acquire(ledger, environment, doing, wait_s=wait_s, for_s=for_s)
+    epoch = _acquire(ledger, environment, doing, wait_s=wait_s, for_s=for_s, tell=tell)
 
     def guard(connection: Connection) -> None:
         _renew(connection, environment, epoch, for_s=for_s)
@@ -119,15 +121,27 @@ def is_free(row: Mapping[str, Any], *, host: str, boot: str, now: float, uptime:
     return not process.is_alive
 
 
-def _acquire(ledger: Ledger, environment: str, doing: str, *, wait_s: float, for_s: float) -> int:
+def _acquire(
+    ledger: Ledger,
+    environment: str,
+    doing: str,
+    *,
+    wait_s: float,
+    for_s: float,
+    tell: Callable[[str], None],
+) -> int:
     deadline = time.monotonic() + wait_s
+    is_told = False
     while True:
         try:
             with ledger.transaction() as connection:
                 return _take(connection, environment, doing, for_s=for_s)
-        except LeaseHeld:
+        except LeaseHeld as held:
             if time.monotonic() >= deadline:
                 raise
+            if not is_told:
+                tell(f"{held.message}; waiting for {wait_s:g} s at most")
+                is_told = True
             time.sleep(POLL_S)
 
 

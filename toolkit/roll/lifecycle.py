@@ -144,11 +144,12 @@ def take_down(site: Site, *, data: Iterable[Path] = (), wait_s: float = 0.0) -> 
     with site.held("down", wait_s=wait_s) as held:
         ledger = held.ledger
         journal = Journal(ledger, {"environment": name}, scope="down")
-        recorded = {one.name for one in ledger.machines(name)}
-        machines = sorted(recorded.union(one.name for one in site.provider.machines()))
         for roll in ledger.unfinished_rolls(name):
             site.progress.note(f"{roll.id} of {roll.role} was cut short, and ends here as failed")
             end_removed(ledger, roll)
+        # Only now: it has those in the ledger again that an `up` would bring back.
+        recorded = {one.name for one in ledger.machines(name)}
+        machines = sorted(recorded.union(one.name for one in site.provider.machines()))
         with step(site.progress, f"balancer of {name}"), journal.effect("balancer", {}):
             site.balancer.stop()
         with (

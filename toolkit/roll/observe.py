@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from toolkit.errors import ToolkitError, UnfinishedRoll
-from toolkit.ledger.ledger import MachineRecord
+from toolkit.ledger.ledger import MachineRecord, RollRecord
 from toolkit.model import Machine, MachineState, Target, TargetState
+from toolkit.roll.journal import DONE, INTENT
+from toolkit.roll.plan import Effect, step_from_data
 from toolkit.roll.recover import find_drift
 from toolkit.roll.site import Site
 
@@ -15,11 +19,29 @@ SMOKE = {"new": "pending", "member": "passed", "warm": "passed"}
 """A machine's standing in the ledger to what that says about its smoke tests."""
 
 
-def observe(site: Site, role: str) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """What an operator should know of an environment.
+
+    Attributes:
+        role: Whom it concerns; None for the whole environment.
+        text: A sentence.
+    """
+
+    role: str | None
+    text: str
+
+
+def observe(site: Site, role: str, remarks: Sequence[Remark] = ()) -> dict[str, Any]:
     """Return the state of one role in the form of the contract.
 
     `serving` and `draining` are what the balancer reports; a machine's `state` is its
     provider's word, refined by the balancer's.
+
+    Args:
+        site: Where.
+        role: Which role.
+        remarks: On the environment, as `find_remarks` returns them.
     """
     environment = site.environment.name
     deployment = site.environment.deployments[role]
@@ -28,8 +50,10 @@ def observe(site: Site, role: str) -> dict[str, Any]:
     targets = {}
     if site.balancer.is_running():
         targets = {target.address: target for target in site.pools[role].targets()}
+    unfinished = [one for one in site.ledger.unfinished_rolls(environment) if one.role == role]
+    passed = {name for one in unfinished for name in _passed(site, one)}
     machines = [
-        _machine(name, live.get(name), records.get(name), targets)
+        _machine(name, live.get(name), records.get(name), targets, has_passed=name in passed)
         for name in sorted({*live, *records})
     ]
     members = [one for one in records.values() if one.is_member]
@@ -45,6 +69,7 @@ def observe(site: Site, role: str) -> dict[str, Any]:
         "release": release,
         "commit": _commit(site, release) if release else None,
         "strategy": deployment.strategy,
+        "wanted": deployment.machines,
         "machines": machines,
         "pool": {
             "name": role,
@@ -53,58 +78,81 @@ def observe(site: Site, role: str) -> dict[str, Any]:
         },
         "since": _timestamp(min((one.since for one in members), default=None)),
         "by": roll.by if roll and members else None,
+        "unfinished": unfinished[0].id if unfinished else None,
+        "remarks": [one.text for one in remarks if one.role in {None, role}],
     }
 
 
-def drift(site: Site) -> list[str]:
-    """Return what differs from the ledger, and rolls that were cut short, as sentences."""
+def find_remarks(site: Site) -> list[Remark]:
+    """Return what differs from the ledger or the definition, and rolls that were cut short."""
     name = site.environment.name
-    live = site.provider.machines()
+    records = site.ledger.machines(name)
     has_balancer = site.balancer.is_running()
+    if not has_balancer and not records and not site.ledger.is_up(name):
+        return [Remark(None, f"it is not up: 'toolkit up {name}' starts it")]
+    remarks = []
+    if not has_balancer:
+        remarks.append(Remark(None, f"the balancer does not run: 'toolkit up {name}' starts it"))
+    remarks += _drift(site, has_balancer=has_balancer)
+    if has_balancer and not site.balancer.is_current():
+        remarks.append(
+            Remark(
+                None,
+                "the balancer serves an older certificate than its vault has: "
+                f"'toolkit up {name}' takes the new one up",
+            )
+        )
+    gone = [one.name for one in records if one.role not in site.environment.deployments]
+    if gone:
+        remarks.append(
+            Remark(
+                None,
+                f"{', '.join(gone)} belong to roles that {name} has no more; they run on until "
+                f"'toolkit down {name}'",
+            )
+        )
+    return remarks + unfinished(site)
+
+
+def _drift(site: Site, *, has_balancer: bool) -> Iterator[Remark]:
+    name, live = site.environment.name, site.provider.machines()
     undecided = {roll.role for roll in site.ledger.unfinished_rolls(name)}
     is_for_up = False
-    sentences = [] if has_balancer else ["the balancer does not run: 'toolkit up' starts it"]
     for role, pool in site.pools.items():
         found = find_drift(
             site.ledger.machines(name, role),
             [one for one in live if one.role == role],
-            pool.targets() if has_balancer else (),
+            pool.targets() if has_balancer else None,
             is_rolling=role in undecided,
         )
-        sentences += found
+        yield from (Remark(role, text) for text in found)
         # `up` leaves a role with an unfinished roll to resume or abort.
         is_for_up = is_for_up or (bool(found) and role not in undecided)
     if is_for_up and has_balancer:
-        sentences.append(f"'toolkit up {name} --repair' puts this right")
-    sentences += [
-        f"{role} has machines of several images: 'toolkit roll {name} {role}' replaces them all"
-        for role in site.pools
-        if role not in undecided and len({one.image for one in site.members(role)}) > 1
-    ]
-    if has_balancer and not site.balancer.is_current():
-        sentences.append(
-            "the balancer serves an older certificate than its vault has: "
-            f"'toolkit up {name}' takes the new one up"
-        )
-    gone = [
-        record.name
-        for record in site.ledger.machines(name)
-        if record.role not in site.environment.deployments
-    ]
-    if gone:
-        sentences.append(
-            f"{', '.join(gone)} belong to roles that {name} has no more; they run on until "
-            f"'toolkit down {name}'"
-        )
-    return sentences + unfinished(site)
+        yield Remark(None, f"'toolkit up {name} --repair' puts this right")
+    for role, deployment in site.environment.deployments.items():
+        members, roll = site.members(role), f"'toolkit roll {name} {role}'"
+        if role in undecided or not members:
+            continue
+        if len({one.image for one in members}) > 1:
+            yield Remark(role, f"{role} has machines of several images: {roll} replaces them all")
+        elif len(members) != deployment.machines:
+            yield Remark(
+                role,
+                f"{role} has {len(members)} machines that are meant to serve, and is to have "
+                f"{deployment.machines}: {roll} starts so many",
+            )
 
 
-def unfinished(site: Site) -> list[str]:
-    """Return which rolls have no end yet, with what can be done about them, as sentences."""
+def unfinished(site: Site) -> list[Remark]:
+    """Return which rolls have no end yet, with what can be done about them."""
     name = site.environment.name
     return [
-        f"{roll.id} of {roll.role} is under way or was cut short: then 'toolkit resume {name}' "
-        f"goes on with it, 'toolkit abort {name}' goes back"
+        Remark(
+            roll.role,
+            f"{roll.id} of {roll.role} is under way or was cut short: then 'toolkit resume {name}' "
+            f"goes on with it, 'toolkit abort {name}' goes back",
+        )
         for roll in site.ledger.unfinished_rolls(name)
     ]
 
@@ -124,6 +172,20 @@ def need_settled(site: Site) -> None:
         )
 
 
+def _passed(site: Site, roll: RollRecord) -> set[str]:
+    """Return the machines that have passed their smoke tests in a roll, and run since then."""
+    passed: set[str] = set()
+    for entry in site.ledger.roll_entries(roll.id):
+        if entry["kind"] not in {INTENT, DONE}:
+            continue
+        step = step_from_data(entry["data"])
+        if step.effect is Effect.LAUNCH and entry["kind"] == INTENT:
+            passed.difference_update(step.machines)
+        elif step.effect is Effect.SMOKE and entry["kind"] == DONE:
+            passed.update(step.machines)
+    return passed
+
+
 def _commit(site: Site, release: str) -> str | None:
     """Return a release's commit: from the store, or else from the ledger, which forgets nothing."""
     try:
@@ -138,6 +200,8 @@ def _machine(
     live: Machine | None,
     record: MachineRecord | None,
     targets: dict[str, Target],
+    *,
+    has_passed: bool,
 ) -> dict[str, Any]:
     address = live.address if live and live.address else record.address if record else ""
     since = record.since if record else live.since if live else None
@@ -145,7 +209,7 @@ def _machine(
         "name": name,
         "address": address,
         "state": _state(live, targets.get(address)),
-        "smoke": SMOKE[record.standing] if record else "unknown",
+        "smoke": "passed" if has_passed else SMOKE[record.standing] if record else "unknown",
         "since": _timestamp(since),
     }
 

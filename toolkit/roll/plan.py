@@ -142,7 +142,8 @@ def plan_roll(
         retired: Machines kept warm by an earlier roll; they make room first.
     """
     old, new = tuple(old), tuple(new)
-    prelude = _remove(tuple(retired))
+    # One that somebody has put back into service is drained first.
+    prelude = (Step(Effect.DRAIN, tuple(retired)), *_remove(tuple(retired))) if retired else ()
     if policy.strategy == "stateful":
         return _plan_stateful(policy, old, new, prelude)
     if policy.strategy == "canary" and old:

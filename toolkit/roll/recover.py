@@ -32,19 +32,25 @@ def remove_orphans(
         site.progress.note(f"removing machines that nothing knows: {', '.join(names)}")
         journal = Journal(ledger, {"environment": site.environment.name}, scope="gc")
         with journal.effect("orphans", {"machines": names}):
-            for one in draining:
-                pool, timeouts = (
-                    site.pools[one.role],
-                    site.environment.deployments[one.role].timeouts,
-                )
-                pool.drain([one.address])
-                pool.await_drained([one.address], deadline_s=timeouts.drain_s)
+            for role in sorted({one.role for one in draining}):
+                withdraw(site, role, [one.address for one in draining if one.role == role])
             if site.balancer.is_running():
                 for one in orphans:
-                    if one.role in site.pools:
+                    if one.role in site.pools and one not in draining:
                         site.pools[one.role].deregister([one.address])
-            site.provider.destroy(names, deadline_s=0)
+            # What writes to a volume gets the time to end well.
+            keeping = {one.role for one in orphans if site.has_volumes(one.role)}
+            deadline_s = site.environment.stop_s(*keeping) if keeping else 0.0
+            site.provider.destroy(names, deadline_s=deadline_s)
     return names
+
+
+def withdraw(site: Site, role: str, addresses: Sequence[str]) -> None:
+    """Take machines out of a role's pool once they carry nothing."""
+    pool = site.pools[role]
+    pool.drain(addresses)
+    pool.await_drained(addresses, deadline_s=site.environment.deployments[role].timeouts.drain_s)
+    pool.deregister(addresses)
 
 
 def serving_orphans(site: Site) -> list[Machine]:
@@ -68,7 +74,7 @@ def find_orphans(site: Site) -> list[Machine]:
 def find_drift(
     records: Sequence[MachineRecord],
     machines: Sequence[Machine],
-    targets: Sequence[Target],
+    targets: Sequence[Target] | None,
     *,
     is_rolling: bool = False,
 ) -> list[str]:
@@ -77,11 +83,12 @@ def find_drift(
     Args:
         records: What is meant to exist, of one role.
         machines: What the provider observes, of that role.
-        targets: What the balancer reports of its pool.
-        is_rolling: Whether a roll has no end yet, and so may have made a share small.
+        targets: What the balancer reports of its pool; None when it does not run.
+        is_rolling: Whether a roll has no end yet, and so may have drained a machine, or made its
+            share small.
     """
     running = running_names(machines)
-    placed = {target.address: target for target in targets}
+    placed = {target.address: target for target in targets or ()}
     sentences = []
     for record in records:
         target = placed.get(record.address)
@@ -89,11 +96,15 @@ def find_drift(
             sentences.append(f"{record.name} is meant to run, and does not")
         elif record.standing == "new" and not is_rolling:
             sentences.append(f"{record.name} is meant to serve, and has not passed its tests yet")
+        elif targets is None:
+            continue
         elif record.is_member and target is None:
             sentences.append(f"{record.name} is meant to serve, and has no place in the pool")
         elif record.is_member and target and target.state is TargetState.MAINTENANCE:
             sentences.append(f"{record.name} is meant to serve, and is in maintenance")
-        elif record.is_member and target and target.state is not TargetState.READY:
+        elif (
+            record.is_member and target and target.state is not TargetState.READY and not is_rolling
+        ):
             sentences.append(f"{record.name} is meant to serve, and the balancer has it drained")
         elif record.is_member and target and not target.is_healthy:
             sentences.append(f"{record.name} is meant to serve, and fails the balancer's check")
@@ -107,7 +118,7 @@ def find_drift(
     known = {record.address for record in records}
     sentences += [
         f"{target.slot} has {target.address}, which is no machine of ours"
-        for target in targets
+        for target in targets or ()
         if target.address not in known
     ]
     return sentences

@@ -80,8 +80,15 @@ def _find_absent(site: Site, role: str, held: Lease, *, is_repair: bool) -> list
             and one.address in known
             and one.state is not TargetState.MAINTENANCE
         ]
+        warm = [
+            one.address
+            for one in records
+            if one.is_warm and states.get(one.address) is TargetState.READY
+        ]
+        data = {"addresses": strangers, "weights": uneven, "drained": warm}
         journal = Journal(held.ledger, {"environment": name, "role": role}, scope="repair")
-        with journal.effect("places", {"addresses": strangers, "weights": uneven}):
+        with journal.effect("places", data):
+            pool.drain(warm)
             pool.deregister(strangers)
             pool.weigh(uneven, WHOLE)
     return [

@@ -31,6 +31,9 @@ from toolkit.roll.plan import (
 )
 from toolkit.roll.undo import Touched, WayBack, plan_undo
 
+TEST_FAILURES = {SmokeTestsFailed.__name__, DidNotStart.__name__}
+"""Causes of a way back for which new machines are to blame before they serve."""
+
 
 class Roll:
     """One roll in progress, new or taken up again.
@@ -64,6 +67,9 @@ class Roll:
         """
         if self._has_entry(SWITCHED):
             self._restore_serving()
+            # An operator, or an `abort --leave` that was cut short, may have had them serve again.
+            if back := sorted(self._named(self._effects.ready())):
+                self._do(Step(Effect.DRAIN, tuple(back)))
         else:
             try:
                 for one in self._order.plan.switch:
@@ -122,7 +128,14 @@ class Roll:
         held = undoing["held"] if "held" in undoing else self._held()
         untested = self._untested() | self._displaced(begun)
         idle = self._named(self._effects.withdrawn())
-        way = plan_undo(self._order.plan, begun, untested=untested, held=held, idle=idle)
+        way = plan_undo(
+            self._order.plan,
+            begun,
+            untested=untested,
+            held=held,
+            idle=idle,
+            has_failed_tests=undoing.get("cause") in TEST_FAILURES,
+        )
         with self._smoke_failure_is(f"{self._order.role} could not go back"):
             if way.is_volume_first:
                 self._do_all(way.departure)
@@ -180,15 +193,17 @@ class Roll:
         if not self._lost:
             return
         before = {*self._order.plan.old} - {*self._order.absent}
+        is_volume_first = self._order.plan.strategy == "stateful"
+        if is_volume_first and not before:
+            # The new machine is gone, and the pool as it was: nobody served.
+            return
         serving = self._named(self._effects.serving())
         is_bad = undoing.get("cause") == DoesBadly.__name__
         if serving and (is_bad or len(serving) >= len(before)):
             return
         error = self._lost[min(self._lost.keys() & before or self._lost)]
-        hint = (
-            f"the new machines stay until it serves; 'toolkit abort {self._order.environment} "
-            "--leave' ends the roll as it stands"
-        )
+        stay = "" if is_volume_first else "the new machines stay until it serves; "
+        hint = f"{stay}'toolkit abort {self._order.environment} --leave' ends the roll as it stands"
         error.hint = f"{error.hint}; {hint}" if error.hint else hint
         raise error
 

@@ -64,6 +64,11 @@ class Site:
         """Return a role's machines that are meant to be in its pool, the latest one last."""
         return self.ledger.members(self.environment.name, role)
 
+    def has_volumes(self, role: str) -> bool:
+        """Whether a role's machines keep data; those of a role that is gone are not known to."""
+        spec = self.project.roles.get(role)
+        return spec is not None and bool(spec.volumes)
+
     @contextmanager
     def held(self, doing: str, *, wait_s: float = 0.0) -> Iterator[Lease]:
         """Hold the environment's lease, for longer than any step of a roll may take.
@@ -87,6 +92,7 @@ class Site:
             doing=doing,
             wait_s=wait_s,
             longest_effect_s=longest_s,
+            tell=self.progress.note,
         ) as held:
             for sweep in self.sweepers:
                 sweep()

@@ -64,6 +64,7 @@ def plan_undo(
     untested: Collection[str] = (),
     held: Collection[str] = (),
     idle: Collection[str] = (),
+    has_failed_tests: bool = False,
 ) -> WayBack:
     """Plan the way back from wherever a roll has got to.
 
@@ -79,17 +80,18 @@ def plan_undo(
         untested: Old machines that do not run, or have not passed since they were started.
         held: Old machines that somebody has withdrawn by hand: they did not serve before.
         idle: Old machines that are told to take no requests, whoever has told them.
+        has_failed_tests: Whether the new ones did: such as were warm are no quick way back then.
     """
     touched = Touched(begun)
     drained = {*touched.by(Effect.DRAIN, plan.old)}
     resting = drained | {*idle}
     # Where new machines serve already, their going must not leave the place of an ill one empty.
     is_relied_on = bool(touched.by(Effect.ADMIT, plan.new))
-    old = [name for name in plan.old if name not in held and (name in drained or is_relied_on)]
+    old = [name for name in plan.old if name not in held and (name in resting or is_relied_on)]
     gone = {*untested, *touched.by(Effect.DESTROY, plan.old)}
     left = {*touched.by(Effect.DEREGISTER, plan.old)}
     run = [name for name in old if name not in gone]
-    departure = _discard(touched, plan)
+    departure = _discard(touched, plan, has_failed_tests=has_failed_tests)
     if leaving := touched.by(Effect.DEREGISTER, plan.retired):
         departure = (*departure, Step(Effect.DEREGISTER, leaving), Step(Effect.DESTROY, leaving))
     return WayBack(
@@ -113,10 +115,12 @@ class Touched:
         return tuple(name for name in among if (effect, name) in self._pairs)
 
 
-def _discard(touched: Touched, plan: RollPlan) -> tuple[Step, ...]:
-    """Return how new machines go again; those that were warm stay warm."""
+def _discard(touched: Touched, plan: RollPlan, *, has_failed_tests: bool) -> tuple[Step, ...]:
+    """Return how new machines go again; those that were warm stay warm unless they have failed."""
     launched = touched.by(Effect.LAUNCH, plan.new)
     registered = touched.by(Effect.REGISTER, plan.new)
+    if plan.is_warm and has_failed_tests:
+        return (Step(Effect.DRAIN, plan.new), *leave_pool(plan.new), Step(Effect.DESTROY, plan.new))
     if plan.is_warm:
         if not registered:
             return ()
