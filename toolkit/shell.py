@@ -227,7 +227,9 @@ def _start(
             f"{argv[0]} is not installed", hint="run 'toolkit doctor' to see what is missing"
         ) from None
     except PermissionError:
-        raise OutsideError(f"{argv[0]} may not be run by this user") from None
+        raise OutsideError(
+            f"{argv[0]} may not be run by this user", hint="is its file executable?"
+        ) from None
     except OSError as error:
         hint = "a script begins with '#!' and its interpreter"
         raise OutsideError(

@@ -120,12 +120,10 @@ def open_ledger(state: State, *, is_looking: bool = False) -> Iterator[Ledger]:
     """
     from toolkit.ledger import database
 
-    path = None
     if not is_looking:
         state.prepare()
-    if not is_looking or state.ledger.exists():
-        path = state.ledger
-    with closing(database.open_ledger(path)) as opened:
+    opened = (database.look_into if is_looking else database.open_ledger)(state.ledger)
+    with closing(opened):
         yield opened
 
 

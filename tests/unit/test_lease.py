@@ -235,3 +235,22 @@ def test_freedom(values: dict, now: float, uptime: float, expected: bool) -> Non
 def test_a_wait_is_a_number(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*words, "--wait", "nan"]) == 2
     assert "nan is not a number" in capsys.readouterr().err
+
+
+def test_who_waits_is_told_once_for_whom(tmp_path: Path, ledger: Ledger) -> None:
+    process = other_process(tmp_path / "ledger.db")
+    told: list[str] = []
+    try:
+        with (
+            pytest.raises(LeaseHeld),
+            lease.held(ledger, "test", doing="another", wait_s=1.0, tell=told.append),
+        ):
+            pass
+    finally:
+        process.kill()
+        process.wait()
+    [message] = told
+    assert f"process {process.pid}" in message and "waiting for 1 s at most" in message
+    with lease.held(ledger, "test", doing="another", wait_s=1.0, tell=told.append):
+        pass
+    assert len(told) == 1

@@ -2,8 +2,11 @@
 
 import gc
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -12,7 +15,7 @@ from hypothesis import given
 
 from toolkit.errors import ConfigurationError, OutsideError, ToolkitError
 from toolkit.ledger.chain import CHAINED, GENESIS, entry_hash, first_break
-from toolkit.ledger.database import open_ledger
+from toolkit.ledger.database import look_into, open_ledger
 from toolkit.ledger.ledger import Ledger, MachineRecord, RollRecord
 from toolkit.roll.journal import DONE, FAILED, INTENT, Journal
 
@@ -248,3 +251,42 @@ def test_journal_says_what_was_meant_and_what_was_observed(ledger: Ledger) -> No
     failed = ledger.roll_entries("r")[3]["data"]
     assert failed["error"] == "it broke"
     assert failed["passed"] == 3
+
+
+def test_looking_waits_for_nobody_who_writes(path: Path) -> None:
+    with closing(open_ledger(path)) as writer:
+        writer.append("before", {})
+        with writer.transaction(), closing(look_into(path)) as reader:
+            assert [one["kind"] for one in reader.entries()] == ["before"]
+
+
+def test_looking_writes_nothing(path: Path) -> None:
+    with closing(open_ledger(path)) as writer:
+        writer.append("before", {})
+    with closing(look_into(path)) as reader:
+        with pytest.raises(OutsideError, match="readonly") as caught:
+            reader.append("after", {})
+        assert [one["kind"] for one in reader.entries()] == ["before"]
+    assert "read-only" in (caught.value.hint or "")
+
+
+def test_looking_finds_what_a_killed_writer_has_written(path: Path) -> None:
+    program = (
+        "import os, pathlib, sys; from toolkit.ledger.database import open_ledger; "
+        "open_ledger(pathlib.Path(sys.argv[1])).append('last', {}); os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", program, path], check=False).returncode == 9
+    assert path.with_name("ledger.db-wal").stat().st_size
+    with closing(look_into(path)) as reader:
+        assert [one["kind"] for one in reader.entries()] == ["last"]
+
+
+def test_looking_where_there_is_nothing_makes_nothing(path: Path) -> None:
+    with closing(look_into(path)) as reader:
+        assert reader.entries() == []
+    assert not path.exists()
+    # Of a process that was killed before it had made a table.
+    path.touch()
+    with closing(look_into(path)) as reader:
+        assert reader.entries() == []
+    assert path.stat().st_size == 0

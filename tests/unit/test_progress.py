@@ -71,3 +71,59 @@ def test_an_error_that_nobody_hears_keeps_its_exit_code(tmp_path, make, option):
     with make() as sink:
         arguments = (option, "images", "show", "0123456789")
         assert toolkit(tmp_path, *arguments, stdout=None, stderr=sink) == 2
+
+
+INTERRUPTED = """
+import os, signal, sys
+from toolkit import interrupt
+from toolkit.cli import main
+from toolkit.progress import JsonLines, Lines, Silence, step
+
+@main.click.command()
+@main.click.option("--json", is_flag=True)
+def work(json):
+    progress = {"json": JsonLines, "lines": Lines, "silence": Silence}[sys.argv[1]]()
+    with interrupt.at_safe_points("'toolkit resume' goes on", tell=progress.urge):
+        with step(progress, "drain"):
+            for _ in range(int(sys.argv[2])):
+                os.kill(os.getpid(), signal.SIGINT)
+        interrupt.check("'toolkit resume' goes on")
+
+main.LazyGroup.get_command = lambda *_: work
+sys.exit(main.run(["work", *sys.argv[3:]]))
+"""
+
+
+def interrupted(writer: str, times: int, *words: str) -> tuple[int, list[str]]:
+    """Press Ctrl-C so many times in the midst of a step; return exit code and what was said."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, writer, str(times), *words],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stderr.splitlines()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_whoever_presses_ctrl_c_is_told_how_to_go_on(times):
+    code, lines = interrupted("lines", times)
+    assert code == 130
+    assert any("once more stops now" in line for line in lines)
+    assert lines[-1] == "hint: 'toolkit resume' goes on"
+    assert not any("\u2717" in line for line in lines)
+
+
+def test_also_without_progress():
+    _, lines = interrupted("silence", 1)
+    assert any("once more stops now" in line for line in lines)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_json_lines_stay_json_lines_when_somebody_presses_ctrl_c(times):
+    code, lines = interrupted("json", times, "--json")
+    assert code == 130
+    events = [json.loads(line) for line in lines]
+    assert "once more stops now" in next(
+        one["step"] for one in events if one.get("event") == "note"
+    )
+    assert not any(one.get("event") == "failed" for one in events)
+    assert events[-1]["hint"] == "'toolkit resume' goes on"

@@ -47,14 +47,14 @@ from toolkit.errors import (
 )
 from toolkit.ledger import tables
 from toolkit.ledger.ledger import MachineRecord
-from toolkit.model import Machine, MachineState, SmokeCheck, Target, TargetState
+from toolkit.model import Machine, MachineState, Release, SmokeCheck, Target, TargetState
 from toolkit.project.model import Canary, Soak, Timeouts
 from toolkit.roll import command, effects, journal, prepare, rotate
 from toolkit.roll.conduct import RollResult
 from toolkit.roll.downtime import downtime_s
 from toolkit.roll.expire import retire
 from toolkit.roll.lifecycle import bring_up, take_down
-from toolkit.roll.observe import observe
+from toolkit.roll.observe import find_remarks, observe
 from toolkit.roll.recover import find_drift, find_orphans, remove_orphans
 from toolkit.roll.site import Site
 
@@ -1292,3 +1292,73 @@ def test_nothing_of_a_roll_comes_back_after_down(
     assert fake.site.ledger.machines("test") == []
     bring_up(fake.site)
     assert fake.provider.found == {}
+
+
+def two_roles(fake: FakeSite, *, is_rolled: bool) -> Site:
+    """Return the site with a second role, `web`, in every release; of release r2 it may serve."""
+    digest = "sha256:" + "e" * 64
+    web = make_deployment("web")
+    environment = replace(
+        fake.site.environment, deployments={**fake.site.environment.deployments, "web": web}
+    )
+    if is_rolled:
+        fake.site.ledger.add_machines([
+            MachineRecord("web-1", "test", "web", digest, "r2", "10.9.0.99", "member", "x", 1.0)
+        ])  # fmt: skip
+    release = fake.site.images.release
+
+    class Images:
+        def release(self, name: str) -> Release:
+            found = release(name)
+            return replace(found, images={**found.images, "web": digest})
+
+    return replace(fake.site, environment=environment, images=Images())
+
+
+@pytest.mark.parametrize("is_rolled", [False, True])
+@pytest.mark.parametrize("act", [command.resume, command.abort])
+def test_rest_of_the_release_is_told_of(
+    fake: FakeSite, act: Callable[[Site], list[RollResult]], is_rolled: bool
+) -> None:
+    roll(fake, 1)
+    cut_short(fake, 2, at="admit after")
+    told = command.rest_of_release(two_roles(fake, is_rolled=is_rolled), act(fake.site))
+    if act is command.resume:
+        hint = "web do not serve release r2 yet: 'toolkit roll test --release r2'"
+        assert told == ([] if is_rolled else [f"{hint} goes on with them"])
+    else:
+        hint = "web serve release r2 all the same: 'toolkit rollback test ROLE' takes one back"
+        assert told == ([hint] if is_rolled else [])
+
+
+def test_resuming_is_in_the_ledger(fake: FakeSite) -> None:
+    roll(fake, 1)
+    cut_short(fake, 2, at="admit after")
+    command.resume(fake.site)
+    [entry] = fake.site.ledger.entries(kinds=["roll.resumed"])
+    assert entry["roll"] == fake.site.ledger.rolls("test")[0].id
+    assert entry["data"]["started_by"] == fake.site.ledger.rolls("test")[0].by
+
+
+def test_status_knows_what_has_passed_in_a_roll_that_was_cut_short(fake: FakeSite) -> None:
+    roll(fake, 1)
+
+    def smoke() -> set[str]:
+        seen = observe(fake.site, "app")["machines"]
+        return {one["smoke"] for one in seen if one["name"] in machines(fake, 2)}
+
+    cut_short(fake, 2, at="launch after")
+    assert smoke() == {"pending"}
+    command.abort(fake.site)
+    cut_short(fake, 2, at="register before")
+    assert smoke() == {"passed"}
+    seen = observe(fake.site, "app", find_remarks(fake.site))
+    assert seen["unfinished"] == fake.site.ledger.rolls("test")[0].id
+    assert any("was cut short" in one for one in seen["remarks"])
+    assert seen["wanted"] == 2
+
+
+def test_status_without_a_balancer_says_nothing_of_places(fake: FakeSite) -> None:
+    roll(fake, 1)
+    fake.site.balancer.stop()
+    assert drift(fake.site) == ["the balancer does not run: 'toolkit up test' starts it"]

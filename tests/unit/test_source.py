@@ -101,6 +101,8 @@ def test_the_lock_of_the_store_says_what_is_done(tmp_path: Path) -> None:
     place = Workplace(tmp_path, tmp_path / "state")
     place.project = Project(tmp_path, "shop", str(tmp_path), BaseSpec("bookworm", None, ()), {})
     garbage.collect(place, keep_releases=1, keep_snapshots=1, is_dry_run=True)
+    assert not (tmp_path / "state").exists()
+    garbage.collect(place, keep_releases=1, keep_snapshots=1, is_dry_run=False)
     holder = (tmp_path / "state" / "bake.lock").read_text()
     assert holder.startswith("a garbage collection (process ")
 

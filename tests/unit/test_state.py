@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from toolkit.cli.main import run
-from toolkit.errors import ConfigurationError
+from toolkit.errors import ConfigurationError, OutsideError
 from toolkit.ledger.database import open_ledger
-from toolkit.state import State
+from toolkit.state import State, exclusive
 
 
 def mode(path: Path) -> int:
@@ -90,3 +90,39 @@ def test_what_is_there_is_looked_at(tmp_path: Path, capsys: pytest.CaptureFixtur
     ledger.close()
     assert run(["--state", str(tmp_path), "history"]) == 0
     assert "something" in capsys.readouterr().out
+
+
+def test_history_of_what_nobody_knows_is_no_empty_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = open_ledger(tmp_path / "ledger.db")
+    ledger.set_up("attic", is_up=True)
+    ledger.close()
+    words = ["--project", str(tmp_path), "--state", str(tmp_path), "history"]
+    assert run([*words, "nowhere"]) == 2
+    assert "there is: attic" in capsys.readouterr().err
+    assert run([*words, "attic", "web"]) == 0
+    assert capsys.readouterr().out == "nothing was done yet in attic web\n"
+    assert run([*words, "--verify"]) == 0
+    assert "whole: 1 entries" in capsys.readouterr().err
+
+
+def test_history_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = open_ledger(tmp_path / "ledger.db")
+    place = {"environment": "test", "role": "app", "roll": "roll-1"}
+    ledger.append("roll.undoing", {"reason": "it failed\nat length"}, **place)
+    ledger.append("roll.resumed", {"started_by": "ada@host"}, **place)
+    ledger.close()
+    assert run(["--state", str(tmp_path), "history"]) == 0
+    _, resumed, undoing = capsys.readouterr().out.splitlines()
+    assert resumed.endswith("started by ada@host") and " roll-1 " in resumed
+    assert undoing.endswith("it failed")
+
+
+def test_a_lock_that_cannot_be_had_is_no_bug(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    with (
+        pytest.raises(OutsideError, match="could not be opened"),
+        exclusive(tmp_path / "lock", doing="x"),
+    ):
+        pass

@@ -55,9 +55,10 @@ def collect(
     machines: list[str] = []
     snapshots: list[str] = []
     live: set[str] = set()
-    with bake_lock(workplace.state, doing="a garbage collection"):
+    doing = "a garbage collection"
+    with nullcontext() if is_dry_run else bake_lock(workplace.state, doing=doing):
         for name in environment_names(workplace.project):
-            with open_site(workplace, name) as site:
+            with open_site(workplace, name, is_looking=is_dry_run) as site:
                 for remark in unfinished(site):
                     workplace.progress.note(f"{name} is left as it is: {remark.text}")
                 machines += expire.retire(site, is_dry_run=is_dry_run, wait_s=wait_s)
@@ -79,7 +80,10 @@ def collect(
                 keep_releases=keep_releases,
             )
 
-        with open_ledger(workplace.state) as ledger, ExitStack() as leases:
+        with (
+            open_ledger(workplace.state, is_looking=is_dry_run) as ledger,
+            ExitStack() as leases,
+        ):
             garbage, held = look(ledger), []
             if garbage.is_some and not is_dry_run:
                 # A roll that began meanwhile may need what was garbage before.

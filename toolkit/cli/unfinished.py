@@ -26,8 +26,11 @@ def resume(context: Context, what: str | None, wait: float) -> None:
     """Go on with a roll that was cut short: of ENVIRONMENT, or the one called ROLL.
 
     Without either, the one there is. Machines and balancer are looked at afresh. A roll that was
-    on its way back goes on that way.
+    on its way back goes on that way. Where a command that rolls several roles was cut short, this
+    ends the one that was under way, and names those that are left.
 
+    \b
+    Exit codes: those of 'roll'; 0 also when nothing was cut short.
     \b
     Example:
       toolkit resume
@@ -50,8 +53,10 @@ def abort(context: Context, what: str | None, leave: bool, wait: float) -> None:
     It is the one of ENVIRONMENT, or the one called ROLL; without either, the one there is.
 
     With --leave, for when neither version can be had in full: machines that serve stay, of both
-    versions, all others go, and the next roll replaces those that stay.
+    versions, and the next roll replaces them. All others of the roll go.
 
+    \b
+    Exit codes: 0 it has ended, or nothing was cut short; 1 the old machines do not serve again.
     \b
     Example:
       toolkit abort
@@ -81,6 +86,8 @@ def rollback(
     Either way they pass their smoke tests first. A second rollback goes further back: a version
     that was left by a rollback is returned to only when --to names it.
 
+    \b
+    Exit codes: those of 'roll'; 2 when there is nothing to go back to.
     \b
     Example:
       toolkit rollback production web

@@ -147,7 +147,7 @@ class Ledger:
         except DatabaseError as error:
             raise OutsideError(
                 f"the ledger could not be used: {error.orig}",
-                hint="is the disk of the state directory full?" if _is_full(error) else None,
+                hint=_hint(error),
             ) from None
 
     def append(
@@ -387,7 +387,12 @@ def operator() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def _is_full(error: DatabaseError) -> bool:
-    """Whether a full disk may be the reason; SQLite calls some of that an I/O error."""
+def _hint(error: DatabaseError) -> str | None:
+    """Return what may be the reason that the database refuses."""
     code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
-    return code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
+    if code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}:
+        # Some of a full disk is an I/O error to it.
+        return "is the disk of the state directory full?"
+    if code in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}:
+        return "may the state directory be written, or is its file system mounted read-only?"
+    return None

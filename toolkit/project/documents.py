@@ -32,6 +32,7 @@ _MESSAGES = {
     "model_type": "must be a mapping",
     "list_type": "must be a list",
     "tuple_type": "must be a list",
+    "too_short": "is empty, and needs at least one entry",
 }
 """Pydantic's kind of error to what people are told, where its own words are about Python."""
 
