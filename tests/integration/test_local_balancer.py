@@ -221,3 +221,9 @@ def test_balancer_can_be_reloaded_by_hand_after_a_refusal(
     with pytest.raises(ConfigurationError):
         make(health="/absent").ensure()
     assert Path("/run/netns", host_namespace(network.namespace)).exists()
+
+
+def test_check_that_counts_is_the_one_that_is_made(make: Make, pool: HaproxyPool) -> None:
+    """`service.yml` may say another by now, which is in force only after `up`."""
+    changed = make(protocol="tcp").pools()["app"]
+    changed.await_healthy(MACHINES, deadline_s=PATIENCE_S)

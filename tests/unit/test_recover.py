@@ -1356,6 +1356,10 @@ def test_status_knows_what_has_passed_in_a_roll_that_was_cut_short(fake: FakeSit
     assert seen["unfinished"] == fake.site.ledger.rolls("test")[0].id
     assert any("was cut short" in one for one in seen["remarks"])
     assert seen["wanted"] == 2
+    # Whoever is started again has passed nothing since.
+    fake.provider.end(machines(fake, 2)[0])
+    kill(fake, lambda: command.resume(fake.site), at="launch after")
+    assert "pending" in smoke()
 
 
 def test_status_without_a_balancer_says_nothing_of_places(fake: FakeSite) -> None:
