@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.bake.inputs import is_baked, linked_places
+from toolkit.bake.inputs import changed_parts
 from toolkit.bake.run import Bake
 from toolkit.errors import ConfigurationError
 from toolkit.progress import step
@@ -30,11 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["bake_lock", "make_bake", "open_ledger", "open_site", "open_store", "select_roles"]
 
-PROJECT_PARTS = ("service.yml", "leak-exceptions.yml", "roles", "playbooks")
-"""What of a project decides about images, with what links in it lead to."""
-LINKING_PARTS = ("roles", "playbooks")
-SHOWN = 5
-
 
 def open_store(state: State) -> LocalStore:
     """Return the image store of a state directory."""
@@ -55,7 +50,7 @@ def make_bake(
         project.source, ref, clones=state.sources, is_dirty_allowed=is_dirty_allowed
     )
     project_commit = source.project_commit(project.root)
-    changed = _changed_parts(project.root) if project_commit else None
+    changed = changed_parts(project.root) if project_commit else None
     if changed and not is_dirty_allowed:
         raise ConfigurationError(
             f"the project {project.root} has changes that are not committed in {changed}",
@@ -72,19 +67,6 @@ def make_bake(
         is_project_dirty=changed is not None,
         is_refresh=is_refresh,
     )
-
-
-def _changed_parts(root: Path) -> str | None:
-    """Return where a project that decides about images is not what is committed, for people."""
-    parts = [*PROJECT_PARTS, *map(str, linked_places(root, LINKING_PARTS))]
-    if source.has_changes(root, parts):
-        return ", ".join(PROJECT_PARTS)
-    # Git keeps silent about these, but Ansible copies them all the same.
-    ignored = [file for file in source.ignored_files(root, parts) if is_baked(file)]
-    if not ignored:
-        return None
-    more = f" and {len(ignored) - SHOWN} more" if len(ignored) > SHOWN else ""
-    return f"files that git ignores: {', '.join(ignored[:SHOWN])}{more}"
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""Digests over what a project's own files put into a layer: roles, what they include, playbooks."""
+"""What of a project's own files goes into a layer: roles, what they include, playbooks.
+
+Digests over it, and whether it is what is committed.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import yaml
 
 from toolkit.canonical import add_file
 from toolkit.errors import ConfigurationError
+from toolkit.project import source
 from toolkit.project.model import Project
 
 UNBAKED = ("smoke", "molecule", "README.md", "meta/secrets.yml")
@@ -31,6 +35,14 @@ UNKNOWN = "{{ unknown }}"
 
 YAML_SUFFIXES = (".yml", ".yaml", ".json")
 NEVER_TASKS = ("files", "templates", "library")
+
+PROJECT_PARTS = ("service.yml", "leak-exceptions.yml", "roles", "playbooks")
+"""What of a project decides about images, with what links in it lead to."""
+
+LINKING_PARTS = ("roles", "playbooks")
+
+SHOWN = 5
+"""Of the files that git ignores, in a message."""
 
 
 def role_digests(project: Project, role: str) -> dict[str, str]:
@@ -87,6 +99,19 @@ def is_baked(file: str) -> bool:
     return "__pycache__" not in below and not (
         top == "roles" and any(inside == one or inside.startswith(f"{one}/") for one in UNBAKED)
     )
+
+
+def changed_parts(root: Path) -> str | None:
+    """Return where a project that decides about images is not what is committed, for people."""
+    parts = [*PROJECT_PARTS, *map(str, linked_places(root, LINKING_PARTS))]
+    if source.has_changes(root, parts):
+        return ", ".join(PROJECT_PARTS)
+    # Git keeps silent about these, but Ansible copies them all the same.
+    ignored = [file for file in source.ignored_files(root, parts) if is_baked(file)]
+    if not ignored:
+        return None
+    more = f" and {len(ignored) - SHOWN} more" if len(ignored) > SHOWN else ""
+    return f"files that git ignores: {', '.join(ignored[:SHOWN])}{more}"
 
 
 def linked_places(root: Path, parts: tuple[str, ...]) -> list[Path]:
