@@ -39,7 +39,14 @@ class Progress(Protocol):
 
 
 class Silence:
-    """A `Progress` that says nothing."""
+    """A `Progress` that says nothing, unless somebody presses a key.
+
+    Args:
+        voice: Says it then.
+    """
+
+    def __init__(self, voice: Progress | None = None) -> None:
+        self._voice = voice
 
     def started(self, what: str) -> None: ...
     def finished(self, what: str, seconds: float) -> None: ...
@@ -47,8 +54,8 @@ class Silence:
     def note(self, message: str) -> None: ...
 
     def urge(self, message: str) -> None:
-        """Answer all the same: whoever presses a key waits for it."""
-        _write_at_once(f"\n{message}")
+        if self._voice:
+            self._voice.urge(message)
 
 
 @contextmanager

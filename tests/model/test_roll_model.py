@@ -36,7 +36,7 @@ from toolkit.ledger.database import open_ledger
 from toolkit.model import MachineState
 from toolkit.project.model import Canary, Soak
 from toolkit.roll import command, conduct, effects, expire, journal, lease, lifecycle, prepare, run
-from toolkit.roll.prepare import Wanted
+from toolkit.roll.wanted import Wanted
 
 ENVIRONMENT, ROLE = "test", "app"
 MOST_MACHINES = 4
@@ -353,7 +353,11 @@ class RollModel(RuleBasedStateMachine):
     def _drift(self) -> list[str]:
         """Return what status tells, but for a size that the next roll is to bring about."""
         is_resized = self.size != self.deployment.machines
-        return [one for one in drift(self.fake.site) if not (is_resized and "is to have" in one)]
+        return [
+            one
+            for one in drift(self.fake.site)
+            if not (is_resized and "that are configured" in one)
+        ]
 
     def _check_order(self) -> None:
         """Nothing is left over: no orphan, no place of nobody's."""

@@ -8,8 +8,8 @@ from tests.support.fakes import FakeSite
 from toolkit.roll import command
 from toolkit.roll.conduct import RollResult
 from toolkit.roll.observe import find_remarks
-from toolkit.roll.prepare import Wanted
 from toolkit.roll.site import Site
+from toolkit.roll.wanted import Wanted
 
 
 class Stop(BaseException):

@@ -82,7 +82,8 @@ from toolkit.progress import JsonLines, Lines, Silence, step
 @main.click.command()
 @main.click.option("--json", is_flag=True)
 def work(json):
-    progress = {"json": JsonLines, "lines": Lines, "silence": Silence}[sys.argv[1]]()
+    quiet = Silence(Lines())
+    progress = {"json": JsonLines(), "lines": Lines(), "silence": quiet}[sys.argv[1]]
     with interrupt.at_safe_points("'toolkit resume' goes on", tell=progress.urge):
         with step(progress, "drain"):
             for _ in range(int(sys.argv[2])):

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -31,7 +32,7 @@ from tests.support.rolls import (
     stop_at,
 )
 from toolkit import clock as clock_module
-from toolkit import faults
+from toolkit import faults, interrupt
 from toolkit.cli.context import Context
 from toolkit.cli.roll import in_turn
 from toolkit.errors import (
@@ -47,16 +48,18 @@ from toolkit.errors import (
 )
 from toolkit.ledger import tables
 from toolkit.ledger.ledger import MachineRecord
-from toolkit.model import Machine, MachineState, Release, SmokeCheck, Target, TargetState
+from toolkit.model import Machine, MachineState, SmokeCheck, Target, TargetState
 from toolkit.project.model import Canary, Soak, Timeouts
 from toolkit.roll import command, effects, journal, prepare, rotate
 from toolkit.roll.conduct import RollResult
 from toolkit.roll.downtime import downtime_s
 from toolkit.roll.expire import retire
+from toolkit.roll.group import new_group, rest_of_group
 from toolkit.roll.lifecycle import bring_up, take_down
 from toolkit.roll.observe import find_remarks, observe
 from toolkit.roll.recover import find_drift, find_orphans, remove_orphans
 from toolkit.roll.site import Site
+from toolkit.roll.wanted import Wanted
 
 
 def test_version_that_fails_its_tests_is_discarded_unheard_of(fake: FakeSite) -> None:
@@ -1294,41 +1297,60 @@ def test_nothing_of_a_roll_comes_back_after_down(
     assert fake.provider.found == {}
 
 
-def two_roles(fake: FakeSite, *, is_rolled: bool) -> Site:
-    """Return the site with a second role, `web`, in every release; of release r2 it may serve."""
-    digest = "sha256:" + "e" * 64
-    web = make_deployment("web")
-    environment = replace(
-        fake.site.environment, deployments={**fake.site.environment.deployments, "web": web}
-    )
-    if is_rolled:
-        fake.site.ledger.add_machines([
-            MachineRecord("web-1", "test", "web", digest, "r2", "10.9.0.99", "member", "x", 1.0)
-        ])  # fmt: skip
-    release = fake.site.images.release
-
-    class Images:
-        def release(self, name: str) -> Release:
-            found = release(name)
-            return replace(found, images={**found.images, "web": digest})
-
-    return replace(fake.site, environment=environment, images=Images())
-
-
-@pytest.mark.parametrize("is_rolled", [False, True])
 @pytest.mark.parametrize("act", [command.resume, command.abort])
-def test_rest_of_the_release_is_told_of(
-    fake: FakeSite, act: Callable[[Site], list[RollResult]], is_rolled: bool
+def test_what_became_of_the_rest_of_a_command_is_told(
+    fake: FakeSite, act: Callable[[Site], list[RollResult]]
 ) -> None:
+    """Of three roles `app` is the second; the first was rolled, the third did not begin."""
+    group = new_group(["database", "app", "web"])
+    roll(fake, 1)
+    digest = image(fake, 2)
+    wanted = Wanted(fake.site.images.image(digest), fake.site.images.release_of(digest))
+    kill(fake, lambda: command.roll_role(fake.site, "app", wanted, group=group), at="admit after")
+    newest = fake.site.ledger.rolls("test")[0]
+    for role, identity in (("database", group.id), ("web", "of another command")):
+        order = {**newest.order, "group": {"id": identity, "roles": list(group.roles)}}
+        done = replace(newest, id=f"roll-{role}", role=role, outcome="rolled", order=order)
+        fake.site.ledger.start_roll(done)
+    told = rest_of_group(fake.site, act(fake.site))
+    if act is command.resume:
+        assert told == ["web did not begin: 'toolkit roll test --release r2' goes on"]
+    else:
+        assert told == [
+            "database had been rolled by the same command, and stay so: "
+            "'toolkit rollback test ROLE' takes one back"
+        ]
+
+
+def test_rolls_of_one_role_say_nothing_of_others(fake: FakeSite) -> None:
     roll(fake, 1)
     cut_short(fake, 2, at="admit after")
-    told = command.rest_of_release(two_roles(fake, is_rolled=is_rolled), act(fake.site))
-    if act is command.resume:
-        hint = "web do not serve release r2 yet: 'toolkit roll test --release r2'"
-        assert told == ([] if is_rolled else [f"{hint} goes on with them"])
-    else:
-        hint = "web serve release r2 all the same: 'toolkit rollback test ROLE' takes one back"
-        assert told == ([hint] if is_rolled else [])
+    assert rest_of_group(fake.site, command.resume(fake.site)) == []
+
+
+def test_rollback_that_is_given_again_or_late_goes_no_further_back(fake: FakeSite) -> None:
+    for version in (1, 2, 3):
+        roll(fake, version)
+    leaving = command.serving_image(fake.site, "app")
+    results = [command.roll_back(fake.site, "app", None, leaving=leaving) for _ in range(2)]
+    assert [one.outcome for one in results] == ["rolled", "unchanged"]
+    assert serving(fake) == [image(fake, 2)] * 2
+    command.roll_back(fake.site, "app", None, leaving=image(fake, 2))
+    assert serving(fake) == [image(fake, 1)] * 2
+
+
+def test_who_stops_between_rollbacks_is_told_which_are_left(
+    fake: FakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = threading.Event()
+    stopped.set()
+    monkeypatch.setattr(interrupt, "_asked", stopped)
+    with pytest.raises(Interrupted) as caught:
+        command.roll_back(fake.site, "app", None, group=new_group(["web", "app", "database"]))
+    assert caught.value.hint == (
+        "app, database did not begin: 'toolkit rollback test app', 'toolkit rollback test database'"
+        " goes on"
+    )
 
 
 def test_resuming_is_in_the_ledger(fake: FakeSite) -> None:

@@ -20,7 +20,8 @@ from tests.support.rolls import (
     stuck,
 )
 from toolkit import faults
-from toolkit.roll import command
+from toolkit.errors import ToolkitError
+from toolkit.roll import command, prepare
 from toolkit.roll.expire import find_in_use
 from toolkit.roll.lifecycle import bring_up
 
@@ -251,7 +252,9 @@ def test_status_tells_when_fewer_are_meant_to_serve_than_configured(make) -> Non
     command.leave(fake.site)
     assert serving(fake) == [image(fake, 2)]
     [told] = drift(fake.site)
-    assert told.startswith("app has 1 machines that are meant to serve, and is to have 2: ")
+    assert told.startswith(
+        "app has 1 of the 2 machines that are configured: 'toolkit roll test app'"
+    )
     roll(fake, 2)
     assert drift(fake.site) == []
 
@@ -267,3 +270,62 @@ def test_all_that_a_way_back_may_start_is_in_use(fake: FakeSite) -> None:
     found = find_in_use(fake.site.ledger)
     assert found.images == {image(fake, version) for version in (1, 2, 3)}
     assert found.releases == {"r1", "r2", "r3"}
+
+
+def test_leaving_keeps_no_more_than_there_is_room_for(make) -> None:
+    """As many as before, or as configured: of the new version where both serve."""
+    fake = make(strategy="blue-green")
+    roll(fake, 1)
+    cut_short(fake, 2, at="drain before")
+    assert len(serving(fake)) == 4
+    command.leave(fake.site)
+    assert serving(fake) == [image(fake, 2)] * 2
+    assert len(fake.provider.found) == 2
+
+
+def test_machine_that_serves_has_passed_though_the_ledger_does_not_know(make) -> None:
+    """Its admission was killed before it was written down."""
+    fake = make()
+    roll(fake, 1)
+    roll(fake, 2)
+    cut_short(fake, 3, at="admit after")
+    command.leave(fake.site)
+    assert drift(fake.site) == [MIXED]
+    command.roll_back(fake.site, "app", None)
+    assert serving(fake) == [image(fake, 2)] * 2
+
+
+def test_rollback_after_one_that_was_left_and_a_roll_that_was_discarded(fake: FakeSite) -> None:
+    roll(fake, 1)
+    roll(fake, 2)
+    kill(fake, lambda: command.roll_back(fake.site, "app", None), at="drain after")
+    command.leave(fake.site)
+    fake.smoke.bad_images = {image(fake, 3)}
+    assert roll(fake, 3).outcome == "discarded"
+    assert command.roll_back(fake.site, "app", None).outcome == "rolled"
+    assert serving(fake) == [image(fake, 1)] * 2
+
+
+def test_status_tells_of_machines_that_were_told_different_settings(
+    fake: FakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roll(fake, 1)
+    cut_short(fake, 2, at="drain after")
+    monkeypatch.setattr(prepare, "role_settings", lambda *_: {"colour": "green"})
+    command.resume(fake.site)
+    assert serving(fake) == [image(fake, 2)] * 2
+    [told] = drift(fake.site)
+    assert "told different settings or secrets: 'toolkit roll test app'" in told
+    roll(fake, 2)
+    assert drift(fake.site) == []
+
+
+def test_machine_that_has_not_passed_yet_is_among_the_configured(fake: FakeSite) -> None:
+    roll(fake, 1)
+    fake.provider.end(machines(fake, 1)[0])
+    fake.smoke.bad_images = {image(fake, 1)}
+    with pytest.raises(ToolkitError):
+        bring_up(fake.site)
+    told = drift(fake.site)
+    assert any("has not passed its tests yet" in one for one in told)
+    assert not any("that are configured" in one for one in told)

@@ -14,7 +14,7 @@ from toolkit.model import Secret
 from toolkit.project.model import SecretSpec
 from toolkit.roll import command, lease, rotate
 from toolkit.roll.conduct import RollResult
-from toolkit.roll.prepare import Wanted
+from toolkit.roll.wanted import Wanted
 from toolkit.secrets.document import Entry
 from toolkit.secrets.rotate import Announce, Rotation
 

@@ -18,8 +18,8 @@ from toolkit.machines import nspawn
 from toolkit.machines.nspawn import NspawnProvider
 from toolkit.model import Image, Release, Snapshot
 from toolkit.roll import command, expire
-from toolkit.roll.prepare import Wanted
 from toolkit.roll.site import Site
+from toolkit.roll.wanted import Wanted
 from toolkit.state import State
 from toolkit.store.collect import find_garbage
 

@@ -19,7 +19,7 @@ from toolkit.ledger.database import open_ledger
 from toolkit.ledger.ledger import Ledger, RollRecord
 from toolkit.model import Layer
 from toolkit.roll import command, lease
-from toolkit.roll.prepare import Wanted
+from toolkit.roll.wanted import Wanted
 from toolkit.store.collect import Garbage
 from toolkit.store.local import LocalStore
 from toolkit.workplace import Workplace

@@ -40,11 +40,8 @@ class Context(Workplace):
     @cached_property
     def progress(self) -> Progress:
         """The observer that suits the terminal and the options."""
-        if self.is_quiet:
-            return Silence()
-        if self.as_json:
-            return JsonLines()
-        return Lines(has_colour=has_colour(sys.stderr))
+        writer = JsonLines() if self.as_json else Lines(has_colour=has_colour(sys.stderr))
+        return Silence(writer) if self.is_quiet else writer
 
     def emit(self, data: object, text: str, *, remarks: Sequence[str] = ()) -> None:
         """Print a result on standard output: JSON where asked for, else text.

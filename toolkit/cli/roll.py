@@ -61,7 +61,8 @@ def roll(
     """
     from toolkit import wiring
     from toolkit.roll.command import need_up, roll_role
-    from toolkit.roll.prepare import choose
+    from toolkit.roll.group import new_group
+    from toolkit.roll.wanted import choose
 
     _check(role, image, release)
     context.need_root()
@@ -69,13 +70,15 @@ def roll(
     with wiring.open_site(context, environment) as site:
         chosen = choose(site, [role] if role else [], image, release)
         need_up(site)
+        group = new_group(list(chosen))
         results = in_turn(
             context,
             chosen,
-            lambda name: roll_role(site, name, chosen[name], wait_s=wait),
+            lambda name: roll_role(site, name, chosen[name], wait_s=wait, group=group),
             is_single=is_single,
         )
-    emit_results(context, environment, results, is_single=is_single)
+    remarks = not_begun(group.roles, results)
+    emit_results(context, environment, results, is_single=is_single, remarks=remarks)
 
 
 def in_turn(
@@ -100,6 +103,12 @@ def in_turn(
             _print(context, results, is_single=is_single)
         raise
     return results
+
+
+def not_begun(roles: Sequence[str], results: Sequence[RollResult]) -> list[str]:
+    """Return which roles were not rolled, since one before them ended badly, as sentences."""
+    left = roles[len(results) :]
+    return [f"{', '.join(left)} did not begin"] if left else []
 
 
 def emit_results(
@@ -156,7 +165,7 @@ def plan(
     from toolkit import wiring
     from toolkit.roll.command import estimate, need_up, plan_only
     from toolkit.roll.observe import unfinished
-    from toolkit.roll.prepare import choose
+    from toolkit.roll.wanted import choose
 
     _check(role, image, release)
     context.need_root()

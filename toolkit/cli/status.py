@@ -50,7 +50,7 @@ def status(context: Context, environments: tuple[str, ...]) -> None:
     for name in environments or names:
         try:
             with wiring.open_site(context, name, is_looking=True) as site:
-                if environments or site.ledger.is_up(name):
+                if environments or site.ledger.is_up(name) or site.balancer.is_running():
                     remarks = find_remarks(site)
                     found = [observe(site, role, remarks) for role in site.environment.deployments]
                     states += found

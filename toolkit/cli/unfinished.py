@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from toolkit.cli.context import Context, json_option, wait_option
-from toolkit.cli.roll import PlanView, emit_plans, emit_results, in_turn
+from toolkit.cli.roll import PlanView, emit_plans, emit_results, in_turn, not_begun
 from toolkit.errors import ConfigurationError, NotFound
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def abort(context: Context, what: str | None, leave: bool, wait: float) -> None:
     versions, and the next roll replaces them. All others of the roll go.
 
     \b
-    Exit codes: 0 it has ended, or nothing was cut short; 1 the old machines do not serve again.
+    Exit codes: 0 it has ended, or nothing was cut short; 1, 3 or 4 it could not go back.
     \b
     Example:
       toolkit abort
@@ -95,8 +95,9 @@ def rollback(
     """
     from toolkit import wiring
     from toolkit.roll import command
+    from toolkit.roll.group import new_group
     from toolkit.roll.observe import unfinished
-    from toolkit.roll.prepare import need_role, previous_roll
+    from toolkit.roll.wanted import need_role, previous_roll
 
     if to == "":
         raise click.UsageError("--to needs the digest of an image")
@@ -130,12 +131,17 @@ def rollback(
             ]
             emit_plans(context, views, is_single=role is not None, empty="nothing to go back to")
             return
+        group = new_group(roles)
+        leaving = {name: command.serving_image(site, name) for name in roles}
         results = in_turn(
             context,
             roles,
-            lambda name: command.roll_back(site, name, to, wait_s=wait),
+            lambda name: command.roll_back(
+                site, name, to, wait_s=wait, leaving=leaving[name], group=group
+            ),
             is_single=is_single,
         )
+    remarks += not_begun(roles, results)
     emit_results(context, environment, results, is_single=is_single, remarks=remarks)
 
 
@@ -148,7 +154,8 @@ def _take_up(
     wait_s: float,
 ) -> None:
     from toolkit import wiring
-    from toolkit.roll.command import need_up, rest_of_release
+    from toolkit.roll.command import need_up
+    from toolkit.roll.group import rest_of_group
 
     context.need_root()
     environment = _environment_of(context, what)
@@ -158,7 +165,7 @@ def _take_up(
         with wiring.open_site(context, environment) as site:
             need_up(site)
             results = act(site, wait_s=wait_s)
-            remarks = rest_of_release(site, results)
+            remarks = rest_of_group(site, results)
     if not results or environment is None:
         context.emit([], f"no roll was cut short: there is nothing to {doing}")
         return

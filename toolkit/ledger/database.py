@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from urllib.parse import quote
 
 from sqlalchemy import Connection, StaticPool, create_engine, event, text
 
-from toolkit.errors import ConfigurationError
+from toolkit.errors import ConfigurationError, OutsideError
 from toolkit.ledger import tables
 from toolkit.ledger.ledger import Ledger
 
@@ -55,12 +54,22 @@ def look_into(path: Path | None) -> Ledger:
     """
     if path is None or not path.exists():
         return open_ledger(None)
-    # A database in write-ahead mode is read with two files beside it. Where those cannot be made,
-    # and there is no log of what is yet to be written, the file itself says everything.
-    is_alone = (
-        not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists()
-    )
-    mode = "mode=ro&immutable=1" if is_alone else "mode=ro"
+    try:
+        ledger, version = _open_for_reading(path, "mode=ro")
+    except OutsideError:
+        # One in write-ahead mode is read with two files beside it. Where those cannot be made, and
+        # there is no log of what is yet to be written, the file itself says everything.
+        if path.with_name(f"{path.name}-wal").exists():
+            raise
+        ledger, version = _open_for_reading(path, "mode=ro&immutable=1")
+    if version == tables.SCHEMA_VERSION:
+        return ledger
+    ledger.close()
+    # Of an earlier toolkit; or of one that was killed before it had made the first table.
+    return open_ledger(path if version else None)
+
+
+def _open_for_reading(path: Path, mode: str) -> tuple[Ledger, int]:
     engine = create_engine(
         f"sqlite:///file:{quote(str(path))}?{mode}&uri=true",
         connect_args={"timeout": BUSY_TIMEOUT_S},
@@ -68,12 +77,7 @@ def look_into(path: Path | None) -> Ledger:
     event.listen(engine, "connect", _leave_transactions)
     event.listen(engine, "begin", _begin_reading)
     with _closed_on_failure(Ledger(engine)) as ledger, ledger.transaction() as connection:
-        version = _version(connection, path)
-    if version == tables.SCHEMA_VERSION:
-        return ledger
-    ledger.close()
-    # Of an earlier toolkit; or of one that was killed before it had made the first table.
-    return open_ledger(path if version else None)
+        return ledger, _version(connection, path)
 
 
 @contextmanager

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from toolkit import interrupt
 from toolkit.errors import (
     ConfigurationError,
     LeaseHeld,
-    NotFound,
     OutsideError,
     ToolkitError,
 )
@@ -26,27 +25,25 @@ from toolkit.roll.conduct import (
     unchanged,
 )
 from toolkit.roll.ending import end_left
+from toolkit.roll.expire import remove_machines
+from toolkit.roll.group import RollGroup, not_gone_back
+from toolkit.roll.inputs import Inputs
 from toolkit.roll.lease import Lease
 from toolkit.roll.observe import need_settled
 from toolkit.roll.order import RollOrder, RollReport
 from toolkit.roll.past import Estimate
-from toolkit.roll.prepare import (
-    Wanted,
-    choose,
-    choose_previous,
-    gather_inputs,
-    is_current,
-    need_role,
-    prepare_return,
-    prepare_roll,
-)
+from toolkit.roll.prepare import gather_inputs, in_the_way, is_current, prepare_return, prepare_roll
 from toolkit.roll.recover import remove_orphans, serving_orphans
 from toolkit.roll.restore import restore
 from toolkit.roll.run import Roll
 from toolkit.roll.site import Site
+from toolkit.roll.wanted import Wanted, choose, choose_previous, need_role
 
 NOT_BEGUN = "the next one was not begun; run the same command again to go on"
 """For the operator who stopped between two rolls."""
+
+RESUMED = "roll.resumed"
+"""Kind of the entry that says who took a roll up."""
 
 
 def need_up(site: Site) -> None:
@@ -126,18 +123,35 @@ def plan_only(site: Site, role: str, wanted: Wanted) -> RollOrder | None:
     inputs = gather_inputs(site, role)
     if is_current(site, role, wanted, inputs):
         return None
-    return prepare_roll(site, role, wanted, inputs, roll_id="next")
+    return _prepare(site, role, wanted, inputs, roll_id="next", held=None)
 
 
 def estimate(site: Site, role: str, order: RollOrder | None) -> Estimate | None:
     """Return about how long a roll will take, from earlier ones of its kind."""
     if order is None:
         return None
-    return past.estimate(site.ledger.rolls(site.environment.name, role), order.plan)
+    name = site.environment.name
+    entries = site.ledger.entries(environment=name, role=role, kinds=[RESUMED])
+    resumed = {entry["roll"] for entry in entries}
+    return past.estimate(site.ledger.rolls(name, role), order.plan, resumed=resumed)
 
 
-def roll_role(site: Site, role: str, wanted: Wanted, *, wait_s: float = 0.0) -> RollResult:
+def roll_role(
+    site: Site,
+    role: str,
+    wanted: Wanted,
+    *,
+    wait_s: float = 0.0,
+    group: RollGroup | None = None,
+) -> RollResult:
     """Roll one role; an expected failure is part of the result, not raised.
+
+    Args:
+        site: Where.
+        role: Which role.
+        wanted: What it is to run.
+        wait_s: How long to queue for the lease.
+        group: Of which command's rolls it is one.
 
     Raises:
         LeaseHeld: Another process is changing the environment.
@@ -156,11 +170,19 @@ def roll_role(site: Site, role: str, wanted: Wanted, *, wait_s: float = 0.0) -> 
         inputs = gather_inputs(site, role)
         if is_current(site, role, wanted, inputs):
             return unchanged(role, wanted.image.digest, began)
-        order = prepare_roll(site, role, wanted, inputs, roll_id=_new_id())
-        return begin(site, held, order, wanted, began, is_rollback=False)
+        order = _prepare(site, role, wanted, inputs, roll_id=_new_id(), held=held)
+        return begin(site, held, order, wanted, began, is_rollback=False, group=group)
 
 
-def roll_back(site: Site, role: str, to: str | None, *, wait_s: float = 0.0) -> RollResult:
+def roll_back(
+    site: Site,
+    role: str,
+    to: str | None,
+    *,
+    wait_s: float = 0.0,
+    leaving: str | None = None,
+    group: RollGroup | None = None,
+) -> RollResult:
     """Return a role to an earlier image; to warm machines where there are any.
 
     Args:
@@ -169,34 +191,77 @@ def roll_back(site: Site, role: str, to: str | None, *, wait_s: float = 0.0) -> 
         to: Digest; the image that served before the present one when None, but none that an
             earlier rollback has left.
         wait_s: How long to queue for the lease.
+        leaving: Digest that the operator goes back from; when the role serves another by the time
+            that the lease is had, somebody else has been there, and nothing is done.
+        group: Of which command's rolls it is one.
 
     Raises:
         NotFound: There is no earlier image.
         Interrupted: The operator asked to stop.
     """
     began = time.monotonic()
-    interrupt.check(NOT_BEGUN)
+    interrupt.check(not_gone_back(site, role, group))
     with site.held(f"a rollback of {role}", wait_s=wait_s) as held:
         need_settled(site)
         need_known(site)
         remove_orphans(site, held.ledger)
-        wanted, order = plan_back(site, role, to, roll_id=_new_id())
+        serves = serving_image(site, role)
+        if to is None and leaving is not None and serves not in {leaving, None}:
+            site.progress.note(f"{role} serves another image by now: somebody has rolled it")
+            return unchanged(role, serves, began)
+        wanted, order = plan_back(site, role, to, roll_id=_new_id(), held=held)
         if order is None:
             return unchanged(role, wanted.image.digest, began)
-        return begin(site, held, order, wanted, began, is_rollback=True)
+        return begin(site, held, order, wanted, began, is_rollback=True, group=group)
+
+
+def serving_image(site: Site, role: str) -> str | None:
+    """Return the digest of the image that a role is meant to serve with, the newest if several."""
+    members = site.members(role)
+    return members[-1].image if members else None
 
 
 def plan_back(
-    site: Site, role: str, to: str | None, *, roll_id: str = "next"
+    site: Site, role: str, to: str | None, *, roll_id: str = "next", held: Lease | None = None
 ) -> tuple[Wanted, RollOrder | None]:
-    """Return what a rollback would do; None when the wanted image serves already."""
+    """Return what a rollback would do; None when the wanted image serves already.
+
+    Args:
+        site: Where.
+        role: Which role.
+        to: As for `roll_back`.
+        roll_id: Name of the roll.
+        held: The lease, where it is to be done; None to change nothing.
+    """
     need_role(site, role)
     wanted = choose(site, [role], to, None)[role] if to is not None else choose_previous(site, role)
     inputs = gather_inputs(site, role)
     if is_current(site, role, wanted, inputs):
         return wanted, None
     order = prepare_return(site, role, wanted.image.digest, inputs, roll_id=roll_id)
-    return wanted, order or prepare_roll(site, role, wanted, inputs, roll_id=roll_id)
+    return wanted, order or _prepare(site, role, wanted, inputs, roll_id=roll_id, held=held)
+
+
+def _prepare(
+    site: Site, role: str, wanted: Wanted, inputs: Inputs, *, roll_id: str, held: Lease | None
+) -> RollOrder:
+    """Return the order of a roll; warm machines go before it whose addresses it needs.
+
+    Args:
+        site: Where.
+        role: Which role.
+        wanted: What is to run.
+        inputs: Its configuration and secrets.
+        roll_id: Name of the roll.
+        held: The lease; None to change nothing.
+    """
+    gone = in_the_way(site, role)
+    if gone and held is not None:
+        site.smoke.need_tests(role)
+        names = ", ".join(one.name for one in gone)
+        site.progress.note(f"the network is full: {names}, which were warm, make room")
+        remove_machines(site, held, gone)
+    return prepare_roll(site, role, wanted, inputs, roll_id=roll_id, gone=gone)
 
 
 def resume(site: Site, *, wait_s: float = 0.0) -> list[RollResult]:
@@ -255,7 +320,7 @@ def _take_up(
             if doing == "resume":
                 # A way back has an entry of its own.
                 place = {"environment": name, "role": record.role, "roll": record.id}
-                held.ledger.append("roll.resumed", {"started_by": record.by}, **place)
+                held.ledger.append(RESUMED, {"started_by": record.by}, **place)
             results.append(conclude(site, held, order, record, proceed, began))
         remove_orphans(site, held.ledger)
         return [_complete(site, held, result) for result in results]
@@ -276,39 +341,6 @@ def _complete(site: Site, held: Lease, result: RollResult) -> RollResult:
         error.hint = f"{error.hint}; {hint}" if error.hint else hint
         return replace(result, error=result.error or error)
     return result
-
-
-def rest_of_release(site: Site, results: Sequence[RollResult]) -> list[str]:
-    """Return which other roles are not at the release of rolls that were taken up, as sentences.
-
-    A roll of several roles that is cut short is taken up for the one role that was under way.
-    """
-    name = site.environment.name
-    sentences = []
-    for result in results:
-        release = next((one.release for one in site.ledger.rolls(name, result.role)), None)
-        try:
-            images = site.images.release(release).images if release else {}
-        except NotFound:
-            continue
-        others = {
-            role: {one.image for one in site.members(role)} == {images[role]}
-            for role in site.environment.deployments
-            if role in images and role != result.role
-        }
-        ahead = [role for role, is_there in others.items() if is_there]
-        behind = [role for role, is_there in others.items() if not is_there]
-        if result.outcome == "rolled" and behind:
-            sentences.append(
-                f"{', '.join(behind)} do not serve release {release} yet: "
-                f"'toolkit roll {name} --release {release}' goes on with them"
-            )
-        elif result.outcome in {"discarded", "rolled-back"} and ahead:
-            sentences.append(
-                f"{', '.join(ahead)} serve release {release} all the same: 'toolkit rollback "
-                f"{name} ROLE' takes one back"
-            )
-    return sentences
 
 
 def _new_id() -> str:

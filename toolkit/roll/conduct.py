@@ -17,16 +17,14 @@ from toolkit.errors import (
 )
 from toolkit.ledger.ledger import MachineRecord, RollRecord, operator
 from toolkit.roll.downtime import downtime_s
+from toolkit.roll.group import RollGroup
 from toolkit.roll.lease import Lease
 from toolkit.roll.order import Crew, RollOrder, RollReport
 from toolkit.roll.plan import plan_from_data, plan_to_data
-from toolkit.roll.prepare import (
-    Wanted,
-    gather_inputs,
-    make_order,
-)
+from toolkit.roll.prepare import gather_inputs, make_order
 from toolkit.roll.run import Roll
 from toolkit.roll.site import Site
+from toolkit.roll.wanted import Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +77,14 @@ class RollResult:
 
 
 def begin(
-    site: Site, held: Lease, order: RollOrder, wanted: Wanted, began: float, *, is_rollback: bool
+    site: Site,
+    held: Lease,
+    order: RollOrder,
+    wanted: Wanted,
+    began: float,
+    *,
+    is_rollback: bool,
+    group: RollGroup | None,
 ) -> RollResult:
     """Record a roll, and let it proceed.
 
@@ -90,6 +95,7 @@ def begin(
         wanted: What is to run after it.
         began: When the operator asked, by the monotonic clock.
         is_rollback: Whether the operator goes back because of what serves now.
+        group: Of which command's rolls it is one.
     """
     record = RollRecord(
         id=order.id,
@@ -107,6 +113,8 @@ def begin(
             "records": [asdict(one) for one in order.records.values()],
             "held": list(order.held),
             "absent": list(order.absent),
+            "in_service": list(order.in_service),
+            "group": asdict(group) if group else None,
         },
         is_rollback=is_rollback,
     )
@@ -187,9 +195,10 @@ def restore_order(site: Site, record: RollRecord) -> RollOrder:
         [MachineRecord(**one) for one in data["records"]],
         gather_inputs(site, record.role),
         roll_id=record.id,
-        # A roll of before this was recorded had none.
+        # A roll of before these were recorded had none.
         held=data.get("held", ()),
         absent=data.get("absent", ()),
+        in_service=data.get("in_service", ()),
     )
 
 

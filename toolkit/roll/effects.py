@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from toolkit.model import (
     running_names,
     withdrawn_addresses,
 )
-from toolkit.roll.journal import DONE, SWITCHED
+from toolkit.roll.journal import DONE, SMOKE_FAILED, SWITCHED
 from toolkit.roll.order import Crew, RollOrder, RollReport
 from toolkit.roll.plan import (
     ANEW,
@@ -125,7 +125,7 @@ class Effects:
         failed = [check for check in checks if not check.is_passed]
         observed.update(passed=len(checks) - len(failed), failed=len(failed))
         if failed:
-            self.note("roll.smoke-failed", {"checks": [asdict(check) for check in failed]})
+            self.note(SMOKE_FAILED, {"checks": [asdict(check) for check in failed]})
             shown = "\n".join(
                 f"  {check.machine}: {check.name}: {_last_line(check.message)}" for check in failed
             )
@@ -266,6 +266,13 @@ class Effects:
         """Remove the machines."""
         self._crew.provider.destroy(one.machines, deadline_s=self._order.timeouts.stop_s)
         self._crew.ledger.forget_machines(list(one.machines))
+
+    def keep_members(self, machines: Collection[str]) -> None:
+        """Have machines stay members that a roll, before it went back, had made warm."""
+        known = self._crew.ledger.machines(self._order.environment)
+        names = [one.name for one in known if one.is_warm and one.name in machines]
+        if names:
+            self._crew.ledger.set_standing(names, "member")
 
     def need_serving(self, machines: Sequence[str]) -> None:
         """Make sure that machines which were admitted have not failed since.

@@ -74,12 +74,17 @@ def end_left(site: Site, ledger: Ledger, roll: RollRecord) -> Left:
     machines = ledger.machines(roll.environment, roll.role)
     tested = {one.name for one in machines if one.standing != "new"}
     drained = [n for n in well if n in plan.old and n in tested and n not in {*serving, *held}]
-    missing = len(plan.old) - len(roll.order.get("absent", ())) - len(serving)
+    before = len(plan.old) - len(roll.order.get("absent", ()))
+    missing = before - len(serving)
     returning = drained[: max(missing, 0)]
     if returning:
         with journal.effect("admit", {"machines": returning}):
             pool.admit([address[name] for name in returning])
     serving += returning
+    # More than there were, or are configured, would leave no places for the next roll.
+    new = [name for name in serving if name in plan.new]
+    room = max(before - len(new), len(plan.new) - len(new), 0)
+    serving = [*[name for name in serving if name in plan.old][:room], *new]
     kept = [*serving, *held] if serving else list(plan.old)
     leaving = [name for name in (*plan.old, *plan.new) if name not in kept]
     # A warm machine that has made room is no quick way back any more.
@@ -95,7 +100,7 @@ def end_left(site: Site, ledger: Ledger, roll: RollRecord) -> Left:
         site.provider.destroy(leaving, deadline_s=timeouts.stop_s)
     reason = {"reason": "left as it stood", "machines": kept}
     # One that somebody has withdrawn has passed as little, or as much, as before.
-    untested = {one.name for one in machines} - tested if serving else {*kept}
+    untested = {*held} - tested if serving else {*kept}
     _end(ledger, roll, "left", reason, kept=kept, untested=untested, forgotten=leaving)
     return Left(tuple(kept), tuple(serving))
 

@@ -12,9 +12,9 @@ from toolkit.model import Snapshot, running_names
 from toolkit.roll.journal import Journal
 from toolkit.roll.lease import Lease
 from toolkit.roll.past import rollback_target
-from toolkit.roll.prepare import previous_roll
 from toolkit.roll.recover import find_orphans, remove_orphans, serving_orphans, withdraw
 from toolkit.roll.site import Site
+from toolkit.roll.wanted import previous_roll
 
 
 def retire(site: Site, *, is_dry_run: bool, wait_s: float = 0.0) -> list[str]:
@@ -119,16 +119,23 @@ def _find_retired(site: Site) -> list[str]:
 
 
 def _find_expired(site: Site) -> list[MachineRecord]:
-    """Return the warm machines whose window has passed, or that have ended."""
+    """Return the warm machines whose window has passed, or that have ended.
+
+    One that serves, since somebody has put it back, is for `up --repair` or the next roll.
+    """
     name = site.environment.name
     if site.ledger.unfinished_rolls(name):
         return []
     now = host_uptime()
     running = running_names(site.provider.machines())
+    pools = site.pools.values() if site.balancer.is_running() else ()
+    serving = {one.address for pool in pools for one in pool.targets() if one.is_serving}
     return [
         one
         for one in site.ledger.machines(name)
-        if one.is_warm and ((one.warm_until or 0.0) <= now or one.name not in running)
+        if one.is_warm
+        and one.address not in serving
+        and ((one.warm_until or 0.0) <= now or one.name not in running)
     ]
 
 

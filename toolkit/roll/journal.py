@@ -17,6 +17,9 @@ INTENT, DONE, FAILED = "effect.intent", "effect.done", "effect.failed"
 SWITCHED, UNDOING = "roll.switched", "roll.undoing"
 """Entries of a roll: the new machines serve for good; it is on its way back."""
 
+SMOKE_FAILED = "roll.smoke-failed"
+"""Has the checks that failed, in full."""
+
 
 class Journal:
     """Writes the effects of one undertaking.

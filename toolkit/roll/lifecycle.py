@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from toolkit.errors import ConfigurationError, ToolkitError
 from toolkit.ledger.ledger import Ledger
-from toolkit.model import Target
 from toolkit.progress import step
 from toolkit.project.load import need_usable_name
 from toolkit.roll.ending import end_removed
 from toolkit.roll.journal import Journal
 from toolkit.roll.observe import need_settled
-from toolkit.roll.recover import remove_orphans, serving_orphans
+from toolkit.roll.recover import is_whole, remove_orphans, serving_orphans
 from toolkit.roll.restore import restore
 from toolkit.roll.site import Site
 
@@ -84,7 +83,7 @@ def _replace_strangers(site: Site, ledger: Ledger) -> None:
     """
     if not serving_orphans(site):
         return
-    whole = {role for role, pool in site.pools.items() if _is_whole(site, role, pool.targets())}
+    whole = {role for role, pool in site.pools.items() if is_whole(site, role, pool.targets())}
     remove_orphans(site, ledger, is_serving_too=lambda one: one.role in whole)
     left = [one.name for one in serving_orphans(site)]
     if left:
@@ -95,13 +94,6 @@ def _replace_strangers(site: Site, ledger: Ledger) -> None:
             hint=f"'toolkit status {name}' tells of those; 'toolkit up {name} --repair' has them "
             "serve",
         )
-
-
-def _is_whole(site: Site, role: str, targets: Sequence[Target]) -> bool:
-    """Whether all machines of a role serve that are meant to."""
-    serving = {target.address for target in targets if target.is_serving}
-    meant = [one for one in site.ledger.machines(site.environment.name, role) if not one.is_warm]
-    return bool(meant) and all(one.address in serving for one in meant)
 
 
 def _need_reachable(site: Site) -> None:

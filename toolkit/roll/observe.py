@@ -91,7 +91,15 @@ def find_remarks(site: Site) -> list[Remark]:
     if not has_balancer and not records and not site.ledger.is_up(name):
         return [Remark(None, f"it is not up: 'toolkit up {name}' starts it")]
     remarks = []
-    if not has_balancer:
+    if not site.ledger.is_up(name):
+        remarks.append(
+            Remark(
+                None,
+                "it runs, and is not recorded as up, since an 'up' or a 'down' was cut short: "
+                f"'toolkit up {name}' or 'toolkit down {name}' ends what was begun",
+            )
+        )
+    elif not has_balancer:
         remarks.append(Remark(None, f"the balancer does not run: 'toolkit up {name}' starts it"))
     remarks += _drift(site, has_balancer=has_balancer)
     if has_balancer and not site.balancer.is_current():
@@ -134,13 +142,20 @@ def _drift(site: Site, *, has_balancer: bool) -> Iterator[Remark]:
         members, roll = site.members(role), f"'toolkit roll {name} {role}'"
         if role in undecided or not members:
             continue
+        meant = [one for one in site.ledger.machines(name, role) if not one.is_warm]
         if len({one.image for one in members}) > 1:
             yield Remark(role, f"{role} has machines of several images: {roll} replaces them all")
-        elif len(members) != deployment.machines:
+        elif len({one.inputs for one in members}) > 1:
             yield Remark(
                 role,
-                f"{role} has {len(members)} machines that are meant to serve, and is to have "
-                f"{deployment.machines}: {roll} starts so many",
+                f"{role} has machines that were told different settings or secrets: {roll} "
+                "replaces them all",
+            )
+        if len(meant) != deployment.machines:
+            yield Remark(
+                role,
+                f"{role} has {len(meant)} of the {deployment.machines} machines that are "
+                f"configured: {roll} starts so many",
             )
 
 
@@ -149,7 +164,7 @@ def unfinished(site: Site) -> list[Remark]:
     name = site.environment.name
     return [
         Remark(
-            roll.role,
+            roll.role if roll.role in site.environment.deployments else None,
             f"{roll.id} of {roll.role} is under way or was cut short: then 'toolkit resume {name}' "
             f"goes on with it, 'toolkit abort {name}' goes back",
         )

@@ -44,6 +44,8 @@ class RollOrder:
         thresholds: By which new machines are judged while they are watched.
         held: Old machines that were drained or in maintenance when the roll began.
         absent: Old machines that did not serve when the roll began, whatever the reason.
+        in_service: Of a return to warm machines, those that served when it began: somebody had put
+            them back.
     """
 
     id: str
@@ -57,6 +59,7 @@ class RollOrder:
     thresholds: Thresholds
     held: Collection[str] = ()
     absent: Collection[str] = ()
+    in_service: Collection[str] = ()
 
 
 @dataclass(slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
@@ -69,7 +69,9 @@ def rollback_target(rolls: Sequence[RollRecord], current: str | None) -> RollRec
     return None
 
 
-def estimate(rolls: Sequence[RollRecord], plan: RollPlan) -> Estimate | None:
+def estimate(
+    rolls: Sequence[RollRecord], plan: RollPlan, *, resumed: Collection[str] = ()
+) -> Estimate | None:
     """Return about how long a plan will take, or None when no earlier roll was of its kind.
 
     Of its kind are rolls that succeeded, by the same strategy (`warm` is one), and that had
@@ -78,11 +80,13 @@ def estimate(rolls: Sequence[RollRecord], plan: RollPlan) -> Estimate | None:
     Args:
         rolls: Of the plan's role, newest first.
         plan: What is to be done.
+        resumed: Names of rolls that were cut short, and took as long as nobody looked.
     """
     seconds = [
         roll.ended - roll.started
         for roll in rolls
         if roll.outcome == "rolled"
+        and roll.id not in resumed
         and roll.ended is not None
         # A clock that was set back.
         and roll.ended > roll.started

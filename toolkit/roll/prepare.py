@@ -4,69 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
-from toolkit.errors import ConfigurationError, NotFound
-from toolkit.ledger.ledger import Ledger, MachineRecord, RollRecord
-from toolkit.model import Image, Release, held_addresses, running_names, withdrawn_addresses
+from toolkit.errors import ConfigurationError
+from toolkit.ledger.ledger import MachineRecord
+from toolkit.model import (
+    TargetState,
+    held_addresses,
+    running_names,
+    withdrawn_addresses,
+)
 from toolkit.project.settings import role_settings
 from toolkit.roll.inputs import Inputs, endpoints
 from toolkit.roll.order import RollOrder
-from toolkit.roll.past import rollback_target
 from toolkit.roll.plan import RollPlan, RollPolicy, allocate, plan_return, plan_roll
 from toolkit.roll.site import Site
+from toolkit.roll.wanted import Wanted
 from toolkit.roll.watch import Thresholds
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What is to run.
-
-    Attributes:
-        image: The image.
-        release: The release that it comes with, if it belongs to one.
-    """
-
-    image: Image
-    release: Release | None
-
-
-def choose(
-    site: Site, roles: Sequence[str], image: str | None, release: str | None
-) -> dict[str, Wanted]:
-    """Return what each role is to run, in the order in which they are rolled.
-
-    Args:
-        site: Where.
-        roles: Which roles; all of the environment when none is named.
-        image: Digest, for exactly one role.
-        release: Release id; the newest one when neither is given.
-
-    Raises:
-        NotFound: No such role, image or release.
-        ConfigurationError: The image was baked for another role.
-    """
-    for role in roles:
-        need_role(site, role)
-    chosen = [role for role in site.environment.deployments if not roles or role in roles]
-    if image is not None:
-        return {role: _by_image(site, role, image) for role in chosen}
-    if release is None:
-        return {role: _newest(site, role) for role in chosen}
-    return {role: _by_release(site, role, site.images.release(release)) for role in chosen}
-
-
-def need_role(site: Site, role: str) -> None:
-    """Refuse a role that the environment does not have.
-
-    Raises:
-        NotFound: It has no such role.
-    """
-    if role not in site.environment.deployments:
-        raise NotFound(
-            f"{site.environment.name} has no role {role!r}",
-            hint=f"it has: {', '.join(site.environment.deployments)}",
-        )
 
 
 def gather_inputs(site: Site, role: str) -> Inputs:
@@ -101,7 +54,13 @@ def is_current(site: Site, role: str, wanted: Wanted, inputs: Inputs) -> bool:
 
 
 def prepare_roll(
-    site: Site, role: str, wanted: Wanted, inputs: Inputs, *, roll_id: str
+    site: Site,
+    role: str,
+    wanted: Wanted,
+    inputs: Inputs,
+    *,
+    roll_id: str,
+    gone: Sequence[MachineRecord] = (),
 ) -> RollOrder:
     """Return the order of a roll; nothing is changed.
 
@@ -111,15 +70,17 @@ def prepare_roll(
         wanted: What is to run.
         inputs: Its configuration and secrets.
         roll_id: Name of the roll; machine names are made from it.
+        gone: Machines that will not be there any more when it begins.
 
     Raises:
         ConfigurationError: The network has no room, or the role has no smoke tests.
     """
     site.smoke.need_tests(role)
     environment = site.environment
-    recorded = site.ledger.machines(environment.name)
+    recorded = [one for one in site.ledger.machines(environment.name) if one not in gone]
     old = _old_machines(site, role)
-    warm = [one for one in recorded if one.role == role and one.is_warm]
+    # One that somebody has put back into service is one to be replaced.
+    warm = [one for one in recorded if one.role == role and one.is_warm and one not in old]
     new = [
         MachineRecord(
             name=machine_name(role, roll_id, number),
@@ -132,7 +93,7 @@ def prepare_roll(
             inputs=inputs.digest,
             since=time.time(),
         )
-        for number, address in enumerate(_free_addresses(site, role, recorded), start=1)
+        for number, address in enumerate(_free_addresses(site, role, gone), start=1)
     ]
     plan = plan_roll(
         policy_of(site, role),
@@ -179,7 +140,8 @@ def prepare_return(
     ][:count]
     if len(warm) < count:
         return None
-    old = _old_machines(site, role)
+    old = [one for one in _old_machines(site, role) if one not in warm]
+    in_service = _ready_addresses(site, role)
     plan = plan_return(
         policy_of(site, role), old=[one.name for one in old], warm=[one.name for one in warm]
     )
@@ -192,6 +154,7 @@ def prepare_return(
         roll_id=roll_id,
         held=_withdrawn(site, role, old),
         absent=_absent(site, role, old),
+        in_service=[one.name for one in warm if one.address in in_service],
     )
 
 
@@ -205,6 +168,7 @@ def make_order(
     roll_id: str,
     held: Collection[str] = (),
     absent: Collection[str] = (),
+    in_service: Collection[str] = (),
 ) -> RollOrder:
     """Return the order that carries out a plan.
 
@@ -217,6 +181,7 @@ def make_order(
         roll_id: Name of the roll.
         held: Old machines that were drained or in maintenance when it began.
         absent: Old machines that did not serve when it began, whatever the reason.
+        in_service: Warm machines that served when it began, of a return to such.
     """
     deployment = site.environment.deployments[role]
     soak = deployment.soak
@@ -235,6 +200,7 @@ def make_order(
         thresholds=Thresholds(soak.max_error_percent, soak.min_requests, soak.max_response_ratio),
         held=held,
         absent=absent,
+        in_service=in_service,
     )
 
 
@@ -255,53 +221,28 @@ def policy_of(site: Site, role: str) -> RollPolicy:
     )
 
 
-def previous_roll(ledger: Ledger, environment: str, role: str) -> RollRecord | None:
-    """Return the roll to whose image a rollback of a role goes, or None."""
-    members = ledger.members(environment, role)
-    if not members:
-        return None
-    rolls, images = ledger.rolls(environment, role), {one.image for one in members}
-    current = members[-1].image
-    if len(images) > 1 and rolls[0].outcome == "left":
-        # Of a rollback that was left in the middle, the version that it was to leave.
-        current = (rolls[0].previous if rolls[0].is_rollback else rolls[0].image) or current
-    return rollback_target(rolls, current)
-
-
-def choose_previous(site: Site, role: str) -> Wanted:
-    """Return what a role goes back to when the operator names nothing.
-
-    Raises:
-        NotFound: Nothing served before that was not left by a rollback, or it is gone.
-    """
-    name = site.environment.name
-    roll = previous_roll(site.ledger, name, role)
-    if roll is None:
-        raise NotFound(
-            f"{name} {role} has no earlier image to go back to",
-            hint="name one with --to; 'toolkit images list' shows them",
-        )
-    try:
-        return _by_image(site, role, roll.image)
-    except NotFound:
-        raise NotFound(
-            f"{name} {role} would go back to image {roll.image}, which the store has no more",
-            hint="name another with --to; 'toolkit images list' shows them",
-        ) from None
-
-
 def machine_name(role: str, roll_id: str, number: int) -> str:
     """Return the name of a roll's machine, which is its host name: that has no underscores."""
     return f"{role.replace('_', '-')}-{roll_id.removeprefix('roll-')}-{number}"
 
 
 def _old_machines(site: Site, role: str) -> list[MachineRecord]:
-    """Return the machines that are to be replaced: those that run first."""
+    """Return the machines that are to be replaced: those that run first.
+
+    Warm ones are among them where somebody has put them back into service.
+    """
     running = running_names(site.provider.machines())
     recorded = site.ledger.machines(site.environment.name, role)
+    ready = _ready_addresses(site, role)
     # One recorded as new was coming back when `up` was cut short or its tests failed.
-    meant = [one for one in recorded if not one.is_warm]
+    meant = [one for one in recorded if not one.is_warm or one.address in ready]
     return sorted(meant, key=lambda one: one.name not in running)
+
+
+def _ready_addresses(site: Site, role: str) -> set[str]:
+    return {
+        target.address for target in site.pools[role].targets() if target.state is TargetState.READY
+    }
 
 
 def _withdrawn(site: Site, role: str, machines: Sequence[MachineRecord]) -> tuple[str, ...]:
@@ -324,40 +265,44 @@ def _absent(site: Site, role: str, machines: Sequence[MachineRecord]) -> tuple[s
     return tuple(one.name for one in machines if one.address not in serving)
 
 
-def _free_addresses(site: Site, role: str, recorded: Sequence[MachineRecord]) -> tuple[str, ...]:
+def in_the_way(site: Site, role: str) -> list[MachineRecord]:
+    """Return the warm machines of a role that must go first, since a roll needs their addresses."""
+    if _allocate(site, role) is not None:
+        return []
+    ready = _ready_addresses(site, role)
+    recorded = site.ledger.machines(site.environment.name, role)
+    warm = [one for one in recorded if one.is_warm and one.address not in ready]
+    return warm if _allocate(site, role, warm) is not None else []
+
+
+def _free_addresses(site: Site, role: str, gone: Sequence[MachineRecord]) -> tuple[str, ...]:
+    found = _allocate(site, role, gone)
+    if found is None:
+        environment = site.environment
+        raise ConfigurationError(
+            f"{environment.directory / 'toolkit.yml'}:network: {environment.network} has too few "
+            f"free addresses for {environment.deployments[role].machines} machines of {role}",
+            hint="a roll needs room for old and new machines",
+        )
+    return found
+
+
+def _allocate(site: Site, role: str, gone: Sequence[MachineRecord] = ()) -> tuple[str, ...] | None:
+    """Return addresses for a role's new machines, None where there are too few.
+
+    Args:
+        site: Where.
+        role: Which role.
+        gone: Machines whose addresses are free by then.
+    """
     environment = site.environment
-    used = {one.address for one in recorded}
+    used = {one.address for one in site.ledger.machines(environment.name)}
     used |= {one.address for one in site.provider.machines()}
     used |= {target.address for pool in site.pools.values() for target in pool.targets()}
+    used -= {one.address for one in gone}
     try:
         return allocate(
             environment.network, used=used, count=environment.deployments[role].machines
         )
-    except ValueError as error:
-        raise ConfigurationError(
-            f"{environment.directory / 'toolkit.yml'}:network: {error}",
-            hint="a roll needs room for old and new machines",
-        ) from None
-
-
-def _by_image(site: Site, role: str, digest: str) -> Wanted:
-    image = site.images.image(digest)
-    if image.role != role:
-        raise ConfigurationError(
-            f"image {digest} was baked for role {image.role}, not {role}",
-            hint="'toolkit images list' shows which image is for which role",
-        )
-    return Wanted(image, site.images.release_of(image.digest))
-
-
-def _by_release(site: Site, role: str, release: Release) -> Wanted:
-    if role not in release.images:
-        raise NotFound(f"release {release.id} has no image for role {role!r}")
-    return Wanted(site.images.image(release.images[role]), release)
-
-
-def _newest(site: Site, role: str) -> Wanted:
-    for release in site.images.releases():
-        if role in release.images:
-            return _by_release(site, role, release)
-    raise NotFound(f"no release has an image for role {role!r}", hint="run 'toolkit bake'")
+    except ValueError:
+        return None

@@ -71,6 +71,13 @@ def find_orphans(site: Site) -> list[Machine]:
     return [one for one in machines if one.name not in known]
 
 
+def is_whole(site: Site, role: str, targets: Sequence[Target]) -> bool:
+    """Whether all machines of a role serve that are meant to."""
+    serving = {target.address for target in targets if target.is_serving}
+    meant = [one for one in site.ledger.machines(site.environment.name, role) if not one.is_warm]
+    return bool(meant) and all(one.address in serving for one in meant)
+
+
 def find_drift(
     records: Sequence[MachineRecord],
     machines: Sequence[Machine],

@@ -14,6 +14,7 @@ from toolkit.roll.lease import Lease
 from toolkit.roll.order import Crew
 from toolkit.roll.plan import RECOVERY_LIMIT_S, WHOLE, RollPlan
 from toolkit.roll.prepare import gather_inputs, make_order
+from toolkit.roll.recover import is_whole
 from toolkit.roll.run import Roll
 from toolkit.roll.site import Site
 
@@ -44,6 +45,8 @@ def restore(site: Site, roles: Sequence[str], held: Lease, *, is_repair: bool = 
                 failed = _introduce(site, role, absent, ill, gather_inputs(site, role), held)
                 failures += failed.values()
                 restored += [one.name for one in absent if one.name not in failed]
+            if is_repair:
+                _rest_warm(site, role, held)
         except LeaseHeld:
             raise
         except ToolkitError as error:
@@ -80,15 +83,8 @@ def _find_absent(site: Site, role: str, held: Lease, *, is_repair: bool) -> list
             and one.address in known
             and one.state is not TargetState.MAINTENANCE
         ]
-        warm = [
-            one.address
-            for one in records
-            if one.is_warm and states.get(one.address) is TargetState.READY
-        ]
-        data = {"addresses": strangers, "weights": uneven, "drained": warm}
-        journal = Journal(held.ledger, {"environment": name, "role": role}, scope="repair")
-        with journal.effect("places", data):
-            pool.drain(warm)
+        journal = _repair_journal(site, role, held)
+        with journal.effect("places", {"addresses": strangers, "weights": uneven}):
             pool.deregister(strangers)
             pool.weigh(uneven, WHOLE)
     return [
@@ -102,6 +98,29 @@ def _find_absent(site: Site, role: str, held: Lease, *, is_repair: bool) -> list
             or (is_repair and states[one.address] is not TargetState.READY)
         )
     ]
+
+
+def _rest_warm(site: Site, role: str, held: Lease) -> None:
+    """Drain warm machines that somebody has put back into service, once all others serve."""
+    pool = site.pools[role]
+    targets = pool.targets()
+    ready = {target.address for target in targets if target.state is TargetState.READY}
+    records = held.ledger.machines(site.environment.name, role)
+    warm = [one for one in records if one.is_warm and one.address in ready]
+    if not warm:
+        return
+    if not is_whole(site, role, targets):
+        names = ", ".join(one.name for one in warm)
+        site.progress.note(f"{names} serve on, since not all of {role} do that are meant to")
+        return
+    addresses = [one.address for one in warm]
+    with _repair_journal(site, role, held).effect("places", {"drained": addresses}):
+        pool.drain(addresses)
+
+
+def _repair_journal(site: Site, role: str, held: Lease) -> Journal:
+    place = {"environment": site.environment.name, "role": role}
+    return Journal(held.ledger, place, scope="repair")
 
 
 def _find_ill(site: Site, role: str) -> list[MachineRecord]:

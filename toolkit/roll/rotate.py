@@ -30,9 +30,10 @@ from toolkit.roll.journal import Journal
 from toolkit.roll.lease import Lease
 from toolkit.roll.observe import need_settled
 from toolkit.roll.plan import plan_from_data
-from toolkit.roll.prepare import choose, gather_inputs
+from toolkit.roll.prepare import gather_inputs
 from toolkit.roll.proof import prove, ways_on
 from toolkit.roll.site import Site
+from toolkit.roll.wanted import choose
 from toolkit.secrets.grants import BALANCER, Matrix
 from toolkit.secrets.rotate import Announce, Rotation
 

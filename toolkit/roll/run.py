@@ -20,7 +20,7 @@ from toolkit.errors import (
 )
 from toolkit.progress import step
 from toolkit.roll.effects import Effects
-from toolkit.roll.journal import INTENT, SWITCHED, UNDOING, Journal
+from toolkit.roll.journal import INTENT, SMOKE_FAILED, SWITCHED, UNDOING, Journal
 from toolkit.roll.order import Crew, RollOrder, RollReport
 from toolkit.roll.plan import (
     Effect,
@@ -30,9 +30,6 @@ from toolkit.roll.plan import (
     step_to_data,
 )
 from toolkit.roll.undo import Touched, WayBack, plan_undo
-
-TEST_FAILURES = {SmokeTestsFailed.__name__, DidNotStart.__name__}
-"""Causes of a way back for which new machines are to blame before they serve."""
 
 
 class Roll:
@@ -134,13 +131,15 @@ class Roll:
             untested=untested,
             held=held,
             idle=idle,
-            has_failed_tests=undoing.get("cause") in TEST_FAILURES,
+            unfit=self._unfit(),
+            in_service=self._order.in_service,
         )
         with self._smoke_failure_is(f"{self._order.role} could not go back"):
             if way.is_volume_first:
                 self._do_all(way.departure)
             self._lost = self._arrive(way)
             self._need_no_fewer(undoing)
+            self._effects.keep_members(held)
             if not way.is_volume_first:
                 self._do_all(way.departure)
         self.report.outcome = "rolled-back" if self._has_touched_pool(begun) else "discarded"
@@ -284,6 +283,15 @@ class Roll:
             name
             for name in self._order.plan.old
             if name not in running or name not in records or records[name].standing == "new"
+        }
+
+    def _unfit(self) -> set[str]:
+        """Return the machines that have failed a smoke test in this roll."""
+        return {
+            check["machine"]
+            for entry in self._crew.ledger.roll_entries(self._order.id)
+            if entry["kind"] == SMOKE_FAILED
+            for check in entry["data"]["checks"]
         }
 
     def _displaced(self, begun: Sequence[Step]) -> set[str]:

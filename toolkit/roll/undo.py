@@ -64,7 +64,8 @@ def plan_undo(
     untested: Collection[str] = (),
     held: Collection[str] = (),
     idle: Collection[str] = (),
-    has_failed_tests: bool = False,
+    unfit: Collection[str] = (),
+    in_service: Collection[str] = (),
 ) -> WayBack:
     """Plan the way back from wherever a roll has got to.
 
@@ -80,7 +81,8 @@ def plan_undo(
         untested: Old machines that do not run, or have not passed since they were started.
         held: Old machines that somebody has withdrawn by hand: they did not serve before.
         idle: Old machines that are told to take no requests, whoever has told them.
-        has_failed_tests: Whether the new ones did: such as were warm are no quick way back then.
+        unfit: New machines that have failed their tests: such as were warm are no quick way back.
+        in_service: New machines that served before the roll: somebody had put warm ones back.
     """
     touched = Touched(begun)
     drained = {*touched.by(Effect.DRAIN, plan.old)}
@@ -91,7 +93,7 @@ def plan_undo(
     gone = {*untested, *touched.by(Effect.DESTROY, plan.old)}
     left = {*touched.by(Effect.DEREGISTER, plan.old)}
     run = [name for name in old if name not in gone]
-    departure = _discard(touched, plan, has_failed_tests=has_failed_tests)
+    departure = _discard(touched, plan, unfit=unfit, in_service=in_service)
     if leaving := touched.by(Effect.DEREGISTER, plan.retired):
         departure = (*departure, Step(Effect.DEREGISTER, leaving), Step(Effect.DESTROY, leaving))
     return WayBack(
@@ -115,19 +117,18 @@ class Touched:
         return tuple(name for name in among if (effect, name) in self._pairs)
 
 
-def _discard(touched: Touched, plan: RollPlan, *, has_failed_tests: bool) -> tuple[Step, ...]:
-    """Return how new machines go again; those that were warm stay warm unless they have failed."""
+def _discard(
+    touched: Touched, plan: RollPlan, *, unfit: Collection[str], in_service: Collection[str]
+) -> tuple[Step, ...]:
+    """Return how new machines go again; those that were warm are so again, unless unfit."""
     launched = touched.by(Effect.LAUNCH, plan.new)
     registered = touched.by(Effect.REGISTER, plan.new)
-    if plan.is_warm and has_failed_tests:
-        return (Step(Effect.DRAIN, plan.new), *leave_pool(plan.new), Step(Effect.DESTROY, plan.new))
     if plan.is_warm:
-        if not registered:
-            return ()
-        return (
-            Step(Effect.DRAIN, registered),
-            Step(Effect.KEEP_WARM, registered, UNDONE_WARM_S),
-        )
+        failed = tuple(one for one in plan.new if one in unfit and one not in in_service)
+        resting = tuple(one for one in registered if one not in {*failed, *in_service})
+        rest = (Step(Effect.DRAIN, resting), Step(Effect.KEEP_WARM, resting, UNDONE_WARM_S))
+        leave = (Step(Effect.DRAIN, failed), *leave_pool(failed), Step(Effect.DESTROY, failed))
+        return (*(rest if resting else ()), *(leave if failed else ()))
     steps = [Step(Effect.DRAIN, registered), *leave_pool(registered)] if registered else []
     if launched:
         steps.append(Step(Effect.DESTROY, launched))

@@ -186,7 +186,13 @@ def _read(outcomes: Path, machine: str) -> list[SmokeCheck]:
         lines = outcomes.read_text().splitlines()
     except FileNotFoundError:
         return []
-    records = [json.loads(line) for line in lines]
+    try:
+        records = [json.loads(line) for line in lines]
+    except ValueError:
+        raise SmokeTestsFailed(
+            f"what the smoke tests of {machine} have written is damaged",
+            hint="is the file system of /run full?",
+        ) from None
     return [
         SmokeCheck(machine, r["name"], r["passed"], r["seconds"], r["message"]) for r in records
     ]
