@@ -1360,6 +1360,10 @@ def test_resuming_is_in_the_ledger(fake: FakeSite) -> None:
     [entry] = fake.site.ledger.entries(kinds=["roll.resumed"])
     assert entry["roll"] == fake.site.ledger.rolls("test")[0].id
     assert entry["data"]["started_by"] == fake.site.ledger.rolls("test")[0].by
+    # What it took says nothing of the next one.
+    digest = image(fake, 3)
+    order = command.plan_only(fake.site, "app", Wanted(fake.site.images.image(digest), None))
+    assert command.estimate(fake.site, "app", order) is None
 
 
 def test_status_knows_what_has_passed_in_a_roll_that_was_cut_short(fake: FakeSite) -> None:

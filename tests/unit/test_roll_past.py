@@ -1,5 +1,7 @@
 """Where a rollback goes, and how long a roll takes, from what earlier rolls tell."""
 
+from dataclasses import replace
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
@@ -130,3 +132,8 @@ def kind(strategy: str, *old: str) -> dict:
 )  # fmt: skip
 def test_estimate(rolls: list[RollRecord], plan: RollPlan, expected: Estimate | None) -> None:
     assert estimate(rolls, plan) == expected
+
+
+def test_time_that_a_roll_lay_cut_short_is_no_estimate() -> None:
+    rolls = [replace(took(36000.0), id="cut"), took(3.0)]
+    assert estimate(rolls, PLAN, resumed={"cut"}) == Estimate(3.0, 1)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from toolkit import shell
-from toolkit.errors import ConfigurationError
+from toolkit.errors import ConfigurationError, SmokeTestsFailed
 from toolkit.project.model import BaseSpec, LayerSpec, Project, RoleSpec
 from toolkit.smoke import ORDER
-from toolkit.smoke.runner import PytestRunner, pytest_command
+from toolkit.smoke.runner import PytestRunner, _read, pytest_command
 
 
 @pytest.fixture
@@ -82,3 +82,11 @@ def test_smoke_tests_write_nothing_into_the_project(tmp_path: Path) -> None:
         "smoke",
         "test_it.py",
     ]
+
+
+def test_outcomes_that_are_half_written_are_no_bug(tmp_path: Path) -> None:
+    """The file system of `/run` is full, say."""
+    outcomes = tmp_path / "outcomes"
+    outcomes.write_text('{"name": "test_it", "passed": true, "seconds": 0.1, "message": ""}\n{"na')
+    with pytest.raises(SmokeTestsFailed, match="damaged"):
+        _read(outcomes, "app-1")
