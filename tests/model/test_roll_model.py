@@ -115,6 +115,7 @@ class RollModel(RuleBasedStateMachine):
         self.countdown: tuple[str, int, int] | None = None
         self.is_taken_over = False
         self.was_failing = False
+        self.put_back: set[str] = set()
 
     @initialize(
         strategy=st.sampled_from(["rolling", "blue-green", "canary", "stateful"]),
@@ -177,7 +178,7 @@ class RollModel(RuleBasedStateMachine):
         # One that hung before the roll, and that this has not touched, is for `up --repair`.
         is_hanging = self._has_failing(MachineState.RUNNING)
         results = self._operate("take up", trouble, lambda: self._take_up(is_abort))
-        is_whole = not is_hanging and not self.has_trouble
+        is_whole = not is_hanging and not self.has_trouble and not self.put_back
         if is_whole and results and not any(one.error for one in results):
             assert len(self.fake.pool.serving()) == self.size
             assert self._drift() == []
@@ -214,6 +215,22 @@ class RollModel(RuleBasedStateMachine):
     def rescale(self, machines: int) -> None:
         self.deployment = replace(self.deployment, machines=machines)
         self.fake = self.fake.with_deployment(self.deployment)
+
+    @precondition(lambda self: not self.pending)
+    @rule(which=st.integers(0, 5))
+    def put_back_by_hand(self, which: int) -> None:
+        """Somebody has a warm machine serve again, at the balancer."""
+        placed = {place.address for place in self.fake.pool.places if place}
+        found = [
+            one
+            for one in self.ledger.machines(ENVIRONMENT)
+            if one.is_warm and one.address in placed & self.fake.world.tested
+        ]
+        if found:
+            one = found[which % len(found)]
+            self.fake.pool.admit([one.address])
+            self.put_back.add(one.image)
+            SEEN["put back"] += 1
 
     # What happens to them.
 
@@ -257,6 +274,7 @@ class RollModel(RuleBasedStateMachine):
         self._operate("take up", None, lambda: self._take_up(is_abort))
         assert self.pending is None
         self._operate("up", None, lambda: lifecycle.bring_up(self.fake.site, is_repair=True))
+        self.put_back.clear()
         self._check_order()
         assert self._standing("new") == set()
         addresses = self.fake.pool.serving()
@@ -271,7 +289,7 @@ class RollModel(RuleBasedStateMachine):
         SEEN["steps"] += 1
         if hasattr(self, "fake"):
             assert self.fake.world.breaches == []
-            allowed = {self.serving, *(self.pending or ())}
+            allowed = {self.serving, *(self.pending or ()), *self.put_back}
             assert self._images_of(self.fake.pool.serving()) <= allowed
 
     def teardown(self) -> None:

@@ -74,6 +74,23 @@ def test_warm_machine_that_was_put_back_is_replaced_by_the_next_roll(warm: FakeS
     assert serving(warm) == [image(warm, 3)] * 2
 
 
+@pytest.mark.parametrize("at", ["admit after", "drain after"])
+def test_abort_leaves_as_warm_as_before_who_was_put_back(warm: FakeSite, at: str) -> None:
+    put_back(warm)
+
+    def standings() -> dict[str, tuple[str, float | None]]:
+        found = warm.site.ledger.machines("test")
+        return {one.name: (one.standing, one.warm_until) for one in found}
+
+    before = standings()
+    cut_short(warm, 3, at=at)
+    command.abort(warm.site)
+    # The other one had made room for the roll.
+    assert standings() == {name: before[name] for name in standings()}
+    assert len(standings()) == 3
+    assert len(serving(warm)) == 3
+
+
 @pytest.fixture
 def rescued(warm: FakeSite) -> FakeSite:
     """Version 2 hangs, and somebody has put the warm machines of version 1 back into service."""

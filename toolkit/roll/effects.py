@@ -267,12 +267,20 @@ class Effects:
         self._crew.provider.destroy(one.machines, deadline_s=self._order.timeouts.stop_s)
         self._crew.ledger.forget_machines(list(one.machines))
 
-    def keep_members(self, machines: Collection[str]) -> None:
-        """Have machines stay members that a roll, before it went back, had made warm."""
-        known = self._crew.ledger.machines(self._order.environment)
-        names = [one.name for one in known if one.is_warm and one.name in machines]
-        if names:
-            self._crew.ledger.set_standing(names, "member")
+    def restore_standings(self, held: Collection[str]) -> None:
+        """Have old machines be members or warm as they were before the roll.
+
+        Args:
+            held: Those that no step of the way back has touched.
+        """
+        ledger = self._crew.ledger
+        known = {one.name: one for one in ledger.machines(self._order.environment)}
+        for name in self._order.plan.old:
+            before, now = self._order.records[name], known.get(name)
+            if now and before.is_warm and not now.is_warm:
+                ledger.set_standing([name], "warm", warm_until=before.warm_until)
+            elif now and now.is_warm and not before.is_warm and name in held:
+                ledger.set_standing([name], "member")
 
     def need_serving(self, machines: Sequence[str]) -> None:
         """Make sure that machines which were admitted have not failed since.

@@ -139,7 +139,7 @@ class Roll:
                 self._do_all(way.departure)
             self._lost = self._arrive(way)
             self._need_no_fewer(undoing)
-            self._effects.keep_members(held)
+            self._effects.restore_standings(held)
             if not way.is_volume_first:
                 self._do_all(way.departure)
         self.report.outcome = "rolled-back" if self._has_touched_pool(begun) else "discarded"
