@@ -74,8 +74,10 @@ def test_warm_machine_that_was_put_back_is_replaced_by_the_next_roll(warm: FakeS
     assert serving(warm) == [image(warm, 3)] * 2
 
 
-@pytest.mark.parametrize("at", ["admit after", "drain after"])
-def test_abort_leaves_as_warm_as_before_who_was_put_back(warm: FakeSite, at: str) -> None:
+@pytest.mark.parametrize(("at", "times"), [("admit after", 1), ("drain after", 2)])
+def test_abort_leaves_as_warm_as_before_who_was_put_back(
+    warm: FakeSite, at: str, times: int
+) -> None:
     put_back(warm)
 
     def standings() -> dict[str, tuple[str, float | None]]:
@@ -83,7 +85,7 @@ def test_abort_leaves_as_warm_as_before_who_was_put_back(warm: FakeSite, at: str
         return {one.name: (one.standing, one.warm_until) for one in found}
 
     before = standings()
-    cut_short(warm, 3, at=at)
+    cut_short(warm, 3, at=at, times=times)
     command.abort(warm.site)
     # The other one had made room for the roll.
     assert standings() == {name: before[name] for name in standings()}
