@@ -34,7 +34,7 @@ def test_status_follows_its_contract(site):
     ]  # fmt: skip
     baked = site.bake("v1")
     for state in states:
-        assert list(state) == STATUS_FIELDS
+        assert list(state) == [*STATUS_FIELDS, "wanted", "unfinished", "remarks"]
         assert state["environment"] == site.environment
         assert state["image"] == baked["images"][state["role"]]
         assert (state["release"], state["commit"]) == (baked["release"], baked["commit"])

@@ -61,7 +61,7 @@ def test_what_was_changed_by_hand_is_told_and_put_right_only_when_asked(site):
         by_hand = pool.snapshot()
     told = site.toolkit.run("status", site.environment)
     assert told.exit_code == 0
-    notes = [json.loads(line)["step"] for line in told.stderr.splitlines()]
+    notes = site.remarks()
     for sentence in (
         f"{first} is meant to serve, and the balancer has it drained",
         f"{second} is meant to serve, and has no place in the pool",
@@ -83,7 +83,7 @@ def test_what_was_changed_by_hand_is_told_and_put_right_only_when_asked(site):
     assert serving(site) == before[1]
     assert places_of(site.snapshots()["echo"]) == places_of(before[0]["echo"])
     assert site.snapshots()["count_keeper"] == before[0]["count_keeper"]
-    assert json_notes(site.toolkit.run("status", site.environment)) == []
+    assert site.remarks() == []
 
 
 def test_machine_that_was_put_into_maintenance_stays_there_until_somebody_asks(site):
@@ -104,7 +104,7 @@ def test_machine_that_was_put_into_maintenance_stays_there_until_somebody_asks(s
         assert state["pool"]["serving"] == [second]
         assert {one["name"]: one["state"] for one in state["machines"]}[first] == "maintenance"
         sentence = f"{first} is meant to serve, and is in maintenance"
-        return any(sentence in note for note in json_notes(told))
+        return any(sentence in note for note in state["remarks"])
 
     assert is_told()
     assert is_plain(site.toolkit.run("up", site.environment), 0)
@@ -113,15 +113,11 @@ def test_machine_that_was_put_into_maintenance_stays_there_until_somebody_asks(s
     data = site.toolkit.result("up", site.environment, "--repair")
     assert data["machines"] == [first]
     assert serving(site) == before
-    assert json_notes(site.toolkit.run("status", site.environment)) == []
+    assert site.remarks() == []
 
 
 def places_of(snapshot: str) -> list[str]:
     return sorted(line.partition(" ")[2] for line in snapshot.splitlines())
-
-
-def json_notes(answer) -> list[str]:
-    return [json.loads(line)["step"] for line in answer.stderr.splitlines()]
 
 
 @pytest.fixture
@@ -251,8 +247,7 @@ def test_a_dead_machine_is_drift_too(site):
     settle(site, "v1")
     name = serving(site)[0]
     site.kill_machine(name)
-    notes = json_notes(site.toolkit.run("status", site.environment))
-    assert f"development: {name} is meant to run, and does not" in notes
+    assert f"{name} is meant to run, and does not" in site.remarks()
     assert site.toolkit.result("up", site.environment)["machines"] == [name]
     assert len(serving(site)) == 2
     assert leftovers(site.state, site.state_id, site.machines(), site.environment) == []

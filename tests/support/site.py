@@ -92,6 +92,12 @@ class Site(Lab):
         """Return what `toolkit status` says, by role."""
         return {one["role"]: one for one in self.toolkit.result("status", ENVIRONMENT)}
 
+    def remarks(self) -> list[str]:
+        """Return what `toolkit status` tells besides, each sentence once."""
+        return list(
+            dict.fromkeys(text for one in self.status().values() for text in one["remarks"])
+        )
+
     def machines(self) -> list[str]:
         """Return the names of the machines that are there, as their provider observes them."""
         with self.opened() as site:

@@ -69,7 +69,6 @@ def observe(site: Site, role: str, remarks: Sequence[Remark] = ()) -> dict[str, 
         "release": release,
         "commit": _commit(site, release) if release else None,
         "strategy": deployment.strategy,
-        "wanted": deployment.machines,
         "machines": machines,
         "pool": {
             "name": role,
@@ -78,6 +77,8 @@ def observe(site: Site, role: str, remarks: Sequence[Remark] = ()) -> dict[str, 
         },
         "since": _timestamp(min((one.since for one in members), default=None)),
         "by": roll.by if roll and members else None,
+        # Beyond the contract.
+        "wanted": deployment.machines,
         "unfinished": unfinished[0].id if unfinished else None,
         "remarks": [one.text for one in remarks if one.role in {None, role}],
     }
