@@ -82,15 +82,14 @@ class NspawnProvider:
         Raises:
             OutsideError: Another one runs with the volumes that a machine is to have.
         """
+        absent = [one for one in orders if self._container(one.name).process is None]
+        for order in absent:
+            self._need_volumes(order)
         make_private(self._directory)
-        for order in orders:
-            container = self._container(order.name)
-            if container.process is not None:
-                continue
+        for order in absent:
             if self._exists(order.name):
                 self.destroy([order.name], deadline_s=0)
-                container = self._container(order.name)
-            self._need_volumes(order)
+            container = self._container(order.name)
             description = {
                 "role": order.role,
                 "image": order.image,
