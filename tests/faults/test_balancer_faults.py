@@ -106,7 +106,7 @@ def test_a_fault_is_said_and_put_right(site, moment, fault, mend, way_on):
         # It says what is the matter, and what to do.
         up = "run 'toolkit up" if fault in {kill_balancer, kill_worker} else "'toolkit up' starts"
         refused = site.toolkit.run(way_on, site.environment)
-        assert is_plain(refused, 2 if fault in {kill_balancer, kill_worker} else 3)
+        assert is_plain(refused, 3)
         assert up in refused.error["hint"]
     mend(site)
     up = site.toolkit.run("up", site.environment)

@@ -191,8 +191,8 @@ def roll_back(
         to: Digest; the image that served before the present one when None, but none that an
             earlier rollback has left.
         wait_s: How long to queue for the lease.
-        leaving: Digest that the operator goes back from; when the role serves another by the time
-            that the lease is had, somebody else has been there, and nothing is done.
+        leaving: Digest that served when the operator asked; where somebody else has gone back from
+            it by the time that the lease is had, nothing is done.
         group: Of which command's rolls it is one.
 
     Raises:
@@ -205,14 +205,20 @@ def roll_back(
         need_settled(site)
         need_known(site)
         remove_orphans(site, held.ledger)
-        serves = serving_image(site, role)
-        if to is None and leaving is not None and serves not in {leaving, None}:
-            site.progress.note(f"{role} serves another image by now: somebody has rolled it")
-            return unchanged(role, serves, began)
+        if to is None and leaving is not None and _has_left(site, role, leaving):
+            site.progress.note(f"{role} has gone back meanwhile: somebody else was first")
+            return unchanged(role, serving_image(site, role) or leaving, began)
         wanted, order = plan_back(site, role, to, roll_id=_new_id(), held=held)
         if order is None:
             return unchanged(role, wanted.image.digest, began)
         return begin(site, held, order, wanted, began, is_rollback=True, group=group)
+
+
+def _has_left(site: Site, role: str, image: str) -> bool:
+    """Whether the role has gone back from an image, and nothing was rolled since."""
+    rolls = site.ledger.rolls(site.environment.name, role)
+    last = next((one for one in rolls if one.outcome == "rolled"), None)
+    return last is not None and last.is_rollback and last.previous == image
 
 
 def serving_image(site: Site, role: str) -> str | None:

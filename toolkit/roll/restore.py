@@ -83,7 +83,7 @@ def _find_absent(site: Site, role: str, held: Lease, *, is_repair: bool) -> list
             and one.address in known
             and one.state is not TargetState.MAINTENANCE
         ]
-        journal = _repair_journal(site, role, held)
+        journal = Journal(held.ledger, {"environment": name, "role": role}, scope="repair")
         with journal.effect("places", {"addresses": strangers, "weights": uneven}):
             pool.deregister(strangers)
             pool.weigh(uneven, WHOLE)
@@ -114,13 +114,10 @@ def _rest_warm(site: Site, role: str, held: Lease) -> None:
         site.progress.note(f"{names} serve on, since not all of {role} do that are meant to")
         return
     addresses = [one.address for one in warm]
-    with _repair_journal(site, role, held).effect("places", {"drained": addresses}):
-        pool.drain(addresses)
-
-
-def _repair_journal(site: Site, role: str, held: Lease) -> Journal:
     place = {"environment": site.environment.name, "role": role}
-    return Journal(held.ledger, place, scope="repair")
+    journal = Journal(held.ledger, place, scope="repair")
+    with journal.effect("places", {"drained": addresses}):
+        pool.drain(addresses)
 
 
 def _find_ill(site: Site, role: str) -> list[MachineRecord]:
