@@ -195,6 +195,16 @@ def held_addresses(targets: Iterable[Target]) -> set[str]:
     return {one.address for one in targets if one.state is TargetState.MAINTENANCE}
 
 
+def ready_addresses(targets: Iterable[Target]) -> set[str]:
+    """Return the addresses that get new requests while their check passes."""
+    return {one.address for one in targets if one.state is TargetState.READY}
+
+
+def serving_addresses(targets: Iterable[Target]) -> set[str]:
+    """Return the addresses that get new requests."""
+    return {one.address for one in targets if one.is_serving}
+
+
 def withdrawn_addresses(targets: Iterable[Target]) -> set[str]:
     """Return the addresses that were told to take no new requests: draining or in maintenance."""
     return {one.address for one in targets if one.state is not TargetState.READY}

@@ -40,19 +40,19 @@ def open_ledger(path: Path | None) -> Ledger:
     return ledger
 
 
-def look_into(path: Path | None) -> Ledger:
+def look_into(path: Path) -> Ledger:
     """Open the ledger of a state directory for reading; where there is none, it is an empty one.
 
     It takes no lock that a writer waits for, and works on a file system that cannot be written.
 
     Args:
-        path: The database, if there is one.
+        path: The database, which need not be there.
 
     Raises:
         OutsideError: The file cannot be opened or is not a database.
         ConfigurationError: A newer toolkit wrote it.
     """
-    if path is None or not path.exists():
+    if not path.exists():
         return open_ledger(None)
     try:
         ledger, version = _open_for_reading(path, "mode=ro")

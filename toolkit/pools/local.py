@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes
 
 from toolkit.errors import ConfigurationError, OutsideError, Unhealthy
 from toolkit.machines.evidence import Spool, Subject, gather_processes
-from toolkit.model import Secret
+from toolkit.model import Secret, serving_addresses
 from toolkit.pools import host
 from toolkit.pools.haproxy import HaproxyProcess
 from toolkit.pools.haproxy_config import (
@@ -179,12 +179,9 @@ class LocalBalancer:
             pool.register(addresses)
             pool.await_healthy(addresses, deadline_s=CHECKED_S)
         except Unhealthy as error:
-            live = {
-                one.address
-                for other in self.pools().values()
-                for one in other.targets()
-                if one.is_serving
-            }
+            live = serving_addresses(
+                target for other in self.pools().values() for target in other.targets()
+            )
             if live.isdisjoint(error.addresses):
                 # They have failed the earlier check too, meanwhile.
                 return

@@ -253,13 +253,7 @@ def _prepare(
 ) -> RollOrder:
     """Return the order of a roll; warm machines go before it whose addresses it needs.
 
-    Args:
-        site: Where.
-        role: Which role.
-        wanted: What is to run.
-        inputs: Its configuration and secrets.
-        roll_id: Name of the roll.
-        held: The lease; None to change nothing.
+    All but `held`, the lease, or None to change nothing, are as for `prepare_roll`.
     """
     gone = in_the_way(site, role)
     if gone and held is not None:

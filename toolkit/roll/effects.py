@@ -12,7 +12,9 @@ from toolkit.clock import host_uptime
 from toolkit.errors import DidNotStart, DoesBadly, OutsideError, SmokeTestsFailed
 from toolkit.model import (
     held_addresses,
+    ready_addresses,
     running_names,
+    serving_addresses,
     withdrawn_addresses,
 )
 from toolkit.roll.journal import DONE, SMOKE_FAILED, SWITCHED
@@ -83,7 +85,7 @@ class Effects:
             ]
         )
         targets = self._crew.pool.targets()
-        serving = {target.address for target in targets if target.is_serving}
+        serving = serving_addresses(targets)
         outdated = {
             name
             for name, record in known.items()
@@ -296,12 +298,11 @@ class Effects:
 
     def serving(self) -> set[str]:
         """Return the addresses that the balancer sends requests to."""
-        return {target.address for target in self._crew.pool.targets() if target.is_serving}
+        return serving_addresses(self._crew.pool.targets())
 
     def ready(self) -> set[str]:
         """Return the addresses that get requests while their check passes."""
-        targets = self._crew.pool.targets()
-        return {one.address for one in targets} - withdrawn_addresses(targets)
+        return ready_addresses(self._crew.pool.targets())
 
     def placed(self) -> set[str]:
         """Return the addresses that have a place in the pool to admit them to."""

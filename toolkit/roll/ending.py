@@ -69,7 +69,7 @@ def end_left(site: Site, ledger: Ledger, roll: RollRecord) -> Left:
         for name in roll.order.get("held", ())
         if name in running and state.get(address[name]) not in {None, TargetState.READY}
     ]
-    well = _find_well(site, pool, plan, address)
+    well = _find_well(pool, plan, running, address)
     serving = [name for name in well if state[address[name]] is TargetState.READY]
     machines = ledger.machines(roll.environment, roll.role)
     tested = {one.name for one in machines if one.standing != "new"}
@@ -83,7 +83,7 @@ def end_left(site: Site, ledger: Ledger, roll: RollRecord) -> Left:
     serving += returning
     # More than there were, or are configured, would leave no places for the next roll.
     new = [name for name in serving if name in plan.new]
-    room = max(before - len(new), len(plan.new) - len(new), 0)
+    room = max(before, len(plan.new)) - len(new)
     serving = [*[name for name in serving if name in plan.old][:room], *new]
     kept = [*serving, *held] if serving else list(plan.old)
     leaving = [name for name in (*plan.old, *plan.new) if name not in kept]
@@ -105,9 +105,10 @@ def end_left(site: Site, ledger: Ledger, roll: RollRecord) -> Left:
     return Left(tuple(kept), tuple(serving))
 
 
-def _find_well(site: Site, pool: Pool, plan: RollPlan, address: Mapping[str, str]) -> list[str]:
+def _find_well(
+    pool: Pool, plan: RollPlan, running: Collection[str], address: Mapping[str, str]
+) -> list[str]:
     """Return the machines of a plan that run, have a place and pass the balancer's check."""
-    running = running_names(site.provider.machines())
     targets = pool.targets()
     placed = {target.address for target in targets} - held_addresses(targets)
     found = [n for n in (*plan.old, *plan.new) if n in running and address[n] in placed]

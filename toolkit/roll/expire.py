@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from toolkit.clock import host_uptime
 from toolkit.ledger.ledger import Ledger, MachineRecord
-from toolkit.model import Snapshot, running_names
+from toolkit.model import Snapshot, running_names, serving_addresses
 from toolkit.roll.journal import Journal
 from toolkit.roll.lease import Lease
 from toolkit.roll.past import rollback_target
@@ -129,7 +129,7 @@ def _find_expired(site: Site) -> list[MachineRecord]:
     now = host_uptime()
     running = running_names(site.provider.machines())
     pools = site.pools.values() if site.balancer.is_running() else ()
-    serving = {one.address for pool in pools for one in pool.targets() if one.is_serving}
+    serving = {address for pool in pools for address in serving_addresses(pool.targets())}
     return [
         one
         for one in site.ledger.machines(name)

@@ -140,10 +140,10 @@ def _drift(site: Site, *, has_balancer: bool) -> Iterator[Remark]:
     if is_for_up and has_balancer:
         yield Remark(None, f"'toolkit up {name} --repair' puts this right")
     for role, deployment in site.environment.deployments.items():
-        members, roll = site.members(role), f"'toolkit roll {name} {role}'"
+        meant = [one for one in site.ledger.machines(name, role) if not one.is_warm]
+        members, roll = [one for one in meant if one.is_member], f"'toolkit roll {name} {role}'"
         if role in undecided or not members:
             continue
-        meant = [one for one in site.ledger.machines(name, role) if not one.is_warm]
         if len({one.image for one in members}) > 1:
             yield Remark(role, f"{role} has machines of several images: {roll} replaces them all")
         elif len({one.inputs for one in members}) > 1:

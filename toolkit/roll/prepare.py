@@ -8,9 +8,10 @@ from collections.abc import Collection, Sequence
 from toolkit.errors import ConfigurationError
 from toolkit.ledger.ledger import MachineRecord
 from toolkit.model import (
-    TargetState,
     held_addresses,
+    ready_addresses,
     running_names,
+    serving_addresses,
     withdrawn_addresses,
 )
 from toolkit.project.settings import role_settings
@@ -42,7 +43,7 @@ def gather_inputs(site: Site, role: str) -> Inputs:
 def is_current(site: Site, role: str, wanted: Wanted, inputs: Inputs) -> bool:
     """Whether exactly the wanted machines serve already."""
     members = site.members(role)
-    serving = {target.address for target in site.pools[role].targets() if target.is_serving}
+    serving = serving_addresses(site.pools[role].targets())
     return (
         len(members) == site.environment.deployments[role].machines
         and serving == {member.address for member in members}
@@ -141,7 +142,7 @@ def prepare_return(
     if len(warm) < count:
         return None
     old = [one for one in _old_machines(site, role) if one not in warm]
-    in_service = _ready_addresses(site, role)
+    in_service = ready_addresses(site.pools[role].targets())
     plan = plan_return(
         policy_of(site, role), old=[one.name for one in old], warm=[one.name for one in warm]
     )
@@ -233,16 +234,10 @@ def _old_machines(site: Site, role: str) -> list[MachineRecord]:
     """
     running = running_names(site.provider.machines())
     recorded = site.ledger.machines(site.environment.name, role)
-    ready = _ready_addresses(site, role)
+    ready = ready_addresses(site.pools[role].targets())
     # One recorded as new was coming back when `up` was cut short or its tests failed.
     meant = [one for one in recorded if not one.is_warm or one.address in ready]
     return sorted(meant, key=lambda one: one.name not in running)
-
-
-def _ready_addresses(site: Site, role: str) -> set[str]:
-    return {
-        target.address for target in site.pools[role].targets() if target.state is TargetState.READY
-    }
 
 
 def _withdrawn(site: Site, role: str, machines: Sequence[MachineRecord]) -> tuple[str, ...]:
@@ -261,7 +256,7 @@ def _withdrawn(site: Site, role: str, machines: Sequence[MachineRecord]) -> tupl
 
 def _absent(site: Site, role: str, machines: Sequence[MachineRecord]) -> tuple[str, ...]:
     """Return the machines that serve nobody now."""
-    serving = {target.address for target in site.pools[role].targets() if target.is_serving}
+    serving = serving_addresses(site.pools[role].targets())
     return tuple(one.name for one in machines if one.address not in serving)
 
 
@@ -269,7 +264,7 @@ def in_the_way(site: Site, role: str) -> list[MachineRecord]:
     """Return the warm machines of a role that must go first, since a roll needs their addresses."""
     if _allocate(site, role) is not None:
         return []
-    ready = _ready_addresses(site, role)
+    ready = ready_addresses(site.pools[role].targets())
     recorded = site.ledger.machines(site.environment.name, role)
     warm = [one for one in recorded if one.is_warm and one.address not in ready]
     return warm if _allocate(site, role, warm) is not None else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from toolkit.ledger.ledger import Ledger, MachineRecord
-from toolkit.model import Machine, Target, TargetState, running_names
+from toolkit.model import Machine, Target, TargetState, running_names, serving_addresses
 from toolkit.roll.journal import Journal
 from toolkit.roll.plan import WHOLE
 from toolkit.roll.site import Site
@@ -58,8 +58,7 @@ def serving_orphans(site: Site) -> list[Machine]:
     orphans = [one for one in find_orphans(site) if one.role in site.pools]
     if not orphans or not site.balancer.is_running():
         return []
-    targets = [target for pool in site.pools.values() for target in pool.targets()]
-    serving = {target.address for target in targets if target.is_serving}
+    serving = serving_addresses(target for pool in site.pools.values() for target in pool.targets())
     return [one for one in orphans if one.address in serving]
 
 
@@ -73,7 +72,7 @@ def find_orphans(site: Site) -> list[Machine]:
 
 def is_whole(site: Site, role: str, targets: Sequence[Target]) -> bool:
     """Whether all machines of a role serve that are meant to."""
-    serving = {target.address for target in targets if target.is_serving}
+    serving = serving_addresses(targets)
     meant = [one for one in site.ledger.machines(site.environment.name, role) if not one.is_warm]
     return bool(meant) and all(one.address in serving for one in meant)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from toolkit.errors import LeaseHeld, ToolkitError, Unhealthy
 from toolkit.ledger.ledger import MachineRecord
-from toolkit.model import TargetState, running_names
+from toolkit.model import TargetState, ready_addresses, running_names
 from toolkit.roll.expire import remove_machines
 from toolkit.roll.inputs import Inputs
 from toolkit.roll.journal import Journal
@@ -104,7 +104,7 @@ def _rest_warm(site: Site, role: str, held: Lease) -> None:
     """Drain warm machines that somebody has put back into service, once all others serve."""
     pool = site.pools[role]
     targets = pool.targets()
-    ready = {target.address for target in targets if target.state is TargetState.READY}
+    ready = ready_addresses(targets)
     records = held.ledger.machines(site.environment.name, role)
     warm = [one for one in records if one.is_warm and one.address in ready]
     if not warm:
